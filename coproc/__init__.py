@@ -1,0 +1,69 @@
+"""A parameter coprocessor for Spark: workers compute gradients, a memory tier stores the model and descends.
+
+    import coproc
+    with coproc.LocalCluster() as cluster:
+        client = coproc.connect(cluster.address)
+        model = client.create_model("demo", params={"w": w0}, optimizer=coproc.optim.SGD(learning_rate=0.1))
+        with model.join(worker=0) as worker:
+            snapshot = worker.pull()
+            worker.push({"w": gradient_at(snapshot.params)}, step=worker.next_step, examples=128)
+"""
+
+from __future__ import annotations
+
+from coproc import optim
+from coproc.client import Client, Model, Snapshot, Worker, connect
+from coproc.cluster import LocalCluster, LocalServer
+from coproc.consistency import Asp, Bsp, Ssp
+from coproc.errors import (
+    ConfigError,
+    CoprocError,
+    DataError,
+    Diverged,
+    LeaseExpired,
+    ModelExists,
+    ModelNotFound,
+    OutOfMemory,
+    PushRejected,
+    ServerError,
+    Timeout,
+    Unauthenticated,
+    Unreachable,
+    Unsupported,
+    WorkerLost,
+)
+from coproc.layout import ParamLayout
+from coproc.near import Receipt
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Asp",
+    "Bsp",
+    "Client",
+    "ConfigError",
+    "CoprocError",
+    "DataError",
+    "Diverged",
+    "LeaseExpired",
+    "LocalCluster",
+    "LocalServer",
+    "Model",
+    "ModelExists",
+    "ModelNotFound",
+    "OutOfMemory",
+    "ParamLayout",
+    "PushRejected",
+    "Receipt",
+    "ServerError",
+    "Snapshot",
+    "Ssp",
+    "Timeout",
+    "Unauthenticated",
+    "Unreachable",
+    "Unsupported",
+    "Worker",
+    "WorkerLost",
+    "connect",
+    "optim",
+]

@@ -1,0 +1,218 @@
+"""An embedded cluster: real server processes on this host, owned by this process and gone with it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Self
+
+from coproc.errors import ConfigError, CoprocError, OutOfMemory, Timeout
+
+_PREFIX = f"coproc-local-{os.getuid()}-"
+_SHARED_MEMORY = Path("/dev/shm")
+# Starting an interpreter and importing the compiler takes half a second on an idle machine, seconds on a busy one.
+_START_TIMEOUT_S = 60.0
+
+
+class LocalServer:
+    """One server process of a `LocalCluster`."""
+
+    def __init__(self, directory: Path, environment: dict[str, str], memory_bytes: int | None) -> None:
+        self._directory = directory
+        self._environment = environment
+        self._memory_bytes = memory_bytes
+        self._log = directory.with_name(directory.name + ".log")
+        self._process: subprocess.Popen[str] | None = None
+        self.port = 0
+
+    @property
+    def pid(self) -> int:
+        """Process number of the running server.
+
+        Raises:
+            CoprocError: it is not running.
+        """
+        if self._process is None:
+            raise CoprocError("this server is not running; restart() starts it")
+        return self._process.pid
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT; the same after a restart."""
+        return f"127.0.0.1:{self.port}"
+
+    def _launch(self) -> None:
+        command = [
+            sys.executable, "-m", "coproc.server.main", "--dir", str(self._directory), "--port", str(self.port),
+            "--parent-pid", str(os.getpid()),
+        ]  # fmt: skip
+        if self._memory_bytes is not None:
+            command += ["--memory-bytes", str(self._memory_bytes)]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=self._environment,
+                # Ctrl-C is for the parent, which then ends its servers.
+                start_new_session=True,
+            )
+
+    def _await_ready(self) -> None:
+        process = self._process
+        assert process is not None
+        assert process.stdout is not None
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        line = ""
+        while not line.startswith("ready "):
+            left_s = deadline - time.monotonic()
+            readable, _, _ = select.select([process.stdout], [], [], max(0.0, left_s))
+            if not readable:
+                self.kill()
+                raise Timeout(f"a server did not start in {_START_TIMEOUT_S:g} s; the end of its log: {self._log_end()}")
+            line = process.stdout.readline()
+            if not line:
+                process.wait(timeout=10)
+                self._forget()
+                said = self._log_end()
+                raise (OutOfMemory if "memory" in said else CoprocError)(f"a server could not start: {said}")
+        self.port = int(line.rsplit(":", 1)[1])
+
+    def _log_end(self) -> str:
+        lines = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
+        return lines[-1].removeprefix("error: ") if lines else "(it is empty)"
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone. Its memory stays. Nothing if it isn't running."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout=30)
+            self._forget()
+
+    def restart(self) -> None:
+        """Start it again on the same port and memory, stopping it first if it runs; returns when it serves."""
+        self.stop()
+        self._launch()
+        self._await_ready()
+
+    def stop(self, timeout_s: float = 30.0) -> None:
+        """SIGTERM, and wait until it is gone; SIGKILL if that takes too long. Its memory stays."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(timeout=30)
+            self._forget()
+
+    def _forget(self) -> None:
+        assert self._process is not None
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._process = None
+
+
+class LocalCluster:
+    """`servers` real server processes on this host, on free loopback ports. Starts at once; a context manager.
+
+    The servers end when this process ends, however it ends, and their memory is given back; what a machine-wide
+    kill left behind is removed by the next `LocalCluster` of the same user.
+
+    Args:
+        servers: how many processes.
+        memory_bytes: budget of each; by default 0.8 of what is free in /dev/shm, divided by their number.
+        token: what clients must show; None asks for none (only this host can reach them).
+        directory: where to put the servers' memory; by default a new directory in /dev/shm.
+        environment: variables to add to the servers' environment.
+
+    Raises:
+        OutOfMemory: /dev/shm is too small; the sentence has the sizes and the fix.
+    """
+
+    def __init__(
+        self,
+        servers: int = 1,
+        *,
+        memory_bytes: int | None = None,
+        token: str | None = None,
+        directory: Path | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        if not 1 <= servers <= 64:
+            raise ConfigError(f"a local cluster has 1 to 64 servers, not {servers}")
+        remove_abandoned()
+        parent = directory or _SHARED_MEMORY
+        self._directory = parent / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+        self._directory.mkdir(mode=0o700, parents=True)
+        # It appears under its name only when it is locked, or another cluster's clean-up could get in between.
+        self._owner = os.open(self._directory / "owner.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._owner, fcntl.LOCK_EX)
+        (self._directory / "owner.new").rename(self._directory / "owner")
+        self.token = token
+        variables = {**os.environ, **(environment or {})}
+        variables.pop("COPROC_TOKEN", None)
+        if token is not None:
+            variables["COPROC_TOKEN"] = token
+        if memory_bytes is None and servers > 1:
+            room = os.statvfs(self._directory)
+            memory_bytes = int(0.8 * room.f_bavail * room.f_frsize / servers)
+        self.servers = [LocalServer(self._directory / f"server-{n}", variables, memory_bytes) for n in range(servers)]
+        try:
+            for server in self.servers:
+                server._launch()
+            for server in self.servers:
+                server._await_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def address(self) -> str:
+        """What `connect` takes: all servers."""
+        return "coproc://" + ",".join(server.address for server in self.servers)
+
+    def close(self) -> None:
+        """Stop the servers and give their memory back. Idempotent."""
+        for server in self.servers:
+            server.kill()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        if self._owner >= 0:
+            os.close(self._owner)
+            self._owner = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def remove_abandoned() -> None:
+    """Remove the memory of this user's local clusters whose owner is gone: killed together with its servers."""
+    for directory in _SHARED_MEMORY.glob(f"{_PREFIX}*"):
+        try:
+            fd = os.open(directory / "owner", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            # Being made at this moment, or removed: made ones have it within microseconds.
+            if time.time() - directory.stat().st_mtime < 60:
+                continue
+            shutil.rmtree(directory, ignore_errors=True)
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(directory, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(fd)

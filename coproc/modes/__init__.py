@@ -1,0 +1,1 @@
+"""One architecture a file: how gradients reach the model and the model reaches the workers."""

@@ -1,0 +1,160 @@
+"""The project's own architecture: the model lives in the memory tier, and a coprocessor in the tier descends.
+
+Workers pull and push through shared memory on the servers' host and by streams elsewhere; nothing of the size
+of the model goes through the driver.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coproc.client import Client, Model, Snapshot, Worker, connect
+from coproc.errors import CoprocError, ModelExists, ModelNotFound
+from coproc.modes.base import (
+    Capabilities,
+    Exchange,
+    ExchangeSpec,
+    Flat,
+    Mode,
+    ModeSettings,
+    ModeStatus,
+)
+
+if TYPE_CHECKING:
+    from coproc.near import Receipt
+
+CAPABILITIES = Capabilities(
+    consistencies=frozenset({"bsp", "ssp", "asp"}), exactly_once=True, whole_versions=True, elastic=True
+)
+
+
+class CoprocMode:
+    """Driver face: one model of one cluster."""
+
+    capabilities = CAPABILITIES
+
+    def __init__(self, settings: ModeSettings) -> None:
+        """Create the model.
+
+        Raises:
+            ModelExists: another run has this name. Unreachable, Unauthenticated, OutOfMemory: from the cluster.
+        """
+        self._settings = settings
+        self._client: Client | None = connect(settings.address, token=settings.token)
+        try:
+            self.model: Model = self._client.create_model(
+                settings.model,
+                params=settings.params,
+                optimizer=settings.optimizer,
+                consistency=settings.consistency,
+                shards=settings.shards,
+            )
+        except ModelExists:
+            self._client.close()
+            raise ModelExists(
+                f"there is a model {settings.model!r} at {settings.address} already, of another run that goes "
+                "on or was left: choose another name with --model, or delete that one"
+            ) from None
+        except BaseException:
+            self._client.close()
+            raise
+
+    def exchange_spec(self) -> ExchangeSpec:
+        settings = self._settings
+        return ExchangeSpec(
+            "coproc", {"address": settings.address, "token": settings.token, "model": settings.model}
+        )
+
+    def snapshot(self, *, timeout_s: float) -> Snapshot:
+        return self.model.snapshot(timeout_s)
+
+    def status(self) -> ModeStatus:
+        """The server's counters. One round trip."""
+        now = self.model.status()
+        return ModeStatus(
+            version=now.version,
+            pushes_count=now.pushes_count,
+            examples_count=now.examples_count,
+            loss_sum=now.loss_sum,
+            loss_examples_count=now.loss_examples_count,
+            staleness_mean=now.staleness_mean,
+            staleness_max=now.staleness_max,
+            pushes_per_s=now.pushes_per_s,
+        )
+
+    def close(self) -> None:
+        """Delete the model and let go of the cluster. Idempotent."""
+        client, self._client = self._client, None
+        if client is None:
+            return
+        try:
+            self.model.delete()
+        except ModelNotFound:
+            pass  # somebody else deleted it
+        finally:
+            client.close()
+
+
+@dataclass
+class CoprocExchange:
+    """Worker face: one attempt that has joined the model."""
+
+    client: Client
+    worker: Worker
+    _open: bool = True
+
+    @property
+    def next_step(self) -> int:
+        return self.worker.next_step
+
+    @property
+    def version(self) -> int:
+        """Far, this is the last version this worker has seen: it is not worth a round trip at every push."""
+        return self.worker.model.version if self.client.near else 0
+
+    def pull(self, *, timeout_s: float) -> Snapshot:
+        return self.worker.pull(timeout_s=timeout_s)
+
+    def gradient(self, *, timeout_s: float) -> Flat:
+        return self.worker.gradient(timeout_s)
+
+    def push(self, *, step: int, examples: int, loss: float, timeout_s: float) -> Receipt:
+        return self.worker.push(step=step, examples=examples, loss=loss, timeout_s=timeout_s)
+
+    def skip(self, *, step: int, timeout_s: float) -> None:
+        self.worker.skip(step, timeout_s)
+
+    def leave(self) -> None:
+        self.worker.leave()
+
+    def close(self) -> None:
+        """Give the slots back and close the connection. Idempotent."""
+        if self._open:
+            self._open = False
+            try:
+                self.worker.close()
+            finally:
+                self.client.close()
+
+    def abort(self) -> None:
+        """As `close`; that the cluster is gone is no news then."""
+        try:
+            self.close()
+        except CoprocError:
+            self.client.close()
+
+
+def start(settings: ModeSettings) -> Mode:
+    """Create the run's model."""
+    return CoprocMode(settings)
+
+
+def open_exchange(spec: ExchangeSpec, worker: int, *, timeout_s: float) -> Exchange:
+    """Join the run's model. A few round trips; the connection belongs to this process only."""
+    client = connect(spec.settings["address"], token=spec.settings["token"])
+    try:
+        return CoprocExchange(client, client.model(spec.settings["model"]).join(worker, timeout_s=timeout_s))
+    except BaseException:
+        client.close()
+        raise

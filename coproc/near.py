@@ -1,0 +1,370 @@
+"""A model through shared memory, on the host where it lives: pinned reads, gradients born in slots, commits.
+
+This is the fast face of a model. It needs no server process to answer: a server that is being restarted is only
+a slow one. Servers use it too, on behalf of clients that are on another host.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coproc import probe
+from coproc.consistency import Bsp, Ssp
+from coproc.errors import LeaseExpired, ModelNotFound, PushRejected, ServerError, Timeout, WorkerLost
+from coproc.layout import Flat
+from coproc.shared import control as ctl
+from coproc.shared import published as pub
+from coproc.shared import seats
+from coproc.shared.control import Control
+from coproc.shared.published import Published
+from coproc.shared.seats import Commit, Seat
+from coproc.spec import ModelSpec
+from storage_tier.words import fence
+
+# A wait looks again at least this often, whatever bell it missed.
+LOOK_AGAIN_S = 0.05
+# Before it sleeps, a wait looks this long: waking a sleeping processor costs about as much.
+SPIN_S = 30e-6
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What `push` promises: the gradient of `step` is in the tier's memory and will be descended once."""
+
+    step: int
+    duplicate: bool
+    """Another attempt's gradient of this step was there first; this one was dropped."""
+    version_read: int
+    """The version that the gradient was computed on, as far as this worker's `pull` knows."""
+
+
+class NearModel:
+    """The mapped control region and shards of one model."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.control = Control.open(spec.control_path)
+        rows = len(spec.optimizer.state_rows)
+        self.shards = [
+            Published.open(ctl.Path(place.path), place.hi - place.lo, rows, spec.buffers) for place in spec.shards
+        ]
+        self.ranges = [(place.lo, place.hi) for place in spec.shards]
+
+    def version(self) -> int:
+        """The newest version that every shard has published."""
+        return min(shard.version for shard in self.shards)
+
+    def check(self) -> None:
+        """Raise if the model is deleted, or takes no gradients any more."""
+        if self.control.deleted:
+            raise ModelNotFound(f"model {self.spec.name!r} was deleted")
+        if self.control.general.load(ctl.FAILED):
+            raise ServerError(
+                f"a server of model {self.spec.name!r} failed and descends no more; what is published can be read. "
+                "Its status and its log say why; restarting the server tries again"
+            )
+
+    def ring(self) -> None:
+        """Wake the sequencer if it sleeps. Call after a fence."""
+        general = self.control.general
+        if general.load(ctl.SLEEPING):
+            general.ring(ctl.BELL)
+
+    def wait_until(
+        self, ready: Callable[[], bool], shard: Published, deadline: float, what: Callable[[], str]
+    ) -> None:
+        """Block until `ready()`; looked at whenever `shard` publishes, and every 50 ms.
+
+        Raises:
+            Timeout: not ready at `deadline` (time.monotonic); `what()` says what was waited for.
+            WorkerLost, ModelNotFound: it never will be.
+        """
+        spin_until = 0.0
+        bell = shard.words
+        while True:
+            seen = bell.load(pub.BELL)
+            if ready():
+                return
+            now = time.monotonic()
+            spin_until = spin_until or now + SPIN_S
+            if now < spin_until:
+                continue
+            self.check()
+            lost = self.control.general.load(ctl.LOST_WORKER)
+            if lost:
+                raise WorkerLost(
+                    f"model {self.spec.name!r}: the round waits for worker {lost - 1}, which has had no live attempt "
+                    "for longer than patience_s; start that worker again, or create the model with "
+                    'on_loss="close"'
+                )
+            if now >= deadline:
+                raise Timeout(what())
+            bell.wait(pub.BELL, seen, min(LOOK_AGAIN_S, deadline - now))
+
+    def wait_version(self, version: int, timeout_s: float) -> None:
+        """Block until every shard has published `version` or a later one."""
+        deadline = time.monotonic() + timeout_s
+        for shard in self.shards:
+            if shard.version < version:
+                self.wait_until(
+                    lambda shard=shard: shard.version >= version,  # type: ignore[misc]
+                    shard,
+                    deadline,
+                    lambda: self._why_not(version, timeout_s),
+                )
+
+    def _why_not(self, version: int, timeout_s: float) -> str:
+        text = f"model {self.spec.name!r} has version {self.version()}, not {version}, after {timeout_s:g} s"
+        if isinstance(self.spec.consistency, Bsp):
+            known = {worker: (p, n + o) for worker, p, n, o in self.control.ledger()}
+            waiting = [
+                w
+                for w in range(self.spec.consistency.workers)
+                if known.get(w, (ctl.Presence.UNKNOWN, 0))[0] is not ctl.Presence.LEFT
+                and self.control.claimed(w) < self.control.next_step(w)
+            ]
+            if waiting:
+                text += f"; its round waits for workers {waiting}"
+        if self.control.head_version > self.version():
+            text += "; gradients are admitted but not descended: is a server of its shards down?"
+        return text
+
+    def pin(self, seat: Seat, deadline: float) -> tuple[int, list[NDArray[np.float32]]]:
+        """Hold the newest version for `seat` and return it with each shard's buffer of it.
+
+        The buffers are whole and stay so until the seat's pin is changed. Every shard ends a pass at a pinned
+        version, so that versions of several shards meet.
+
+        Raises:
+            Timeout: the shards' versions did not meet in time.
+        """
+        shards = self.shards
+        while True:
+            version = max([shard.version for shard in shards])
+            seat.words.store(seats.PIN, version)
+            fence()
+            buffers = [shard.find(version) for shard in shards]
+            found = [b for b in buffers if b is not None]
+            if len(found) == len(shards):
+                return version, found
+            # Some shard is behind: it will stop at the pinned version, unless it was on its way past it.
+            while time.monotonic() < deadline:
+                self.ring()
+                behind = [s for s in shards if s.version < version]
+                if not behind:
+                    break
+                bell = behind[-1].words
+                seen = bell.load(pub.BELL)
+                if behind[-1].version < version:
+                    bell.wait(pub.BELL, seen, LOOK_AGAIN_S)
+                self.check()
+            buffers = [shard.find(version) for shard in shards]
+            found = [b for b in buffers if b is not None]
+            if len(found) == len(shards):
+                return version, found
+            if time.monotonic() >= deadline:
+                seat.words.store(seats.PIN, seats.NO_PIN)
+                raise Timeout(
+                    f"model {self.spec.name!r}: its {len(shards)} shards are at versions "
+                    f"{[s.version for s in shards]} and did not meet in time: is one of its servers down?"
+                )
+
+    def read_into(self, seat: Seat, out: Flat, timeout_s: float) -> int:
+        """Copy the newest whole version into `out` (P,); returns its number. The seat's pin is given back."""
+        version, buffers = self.pin(seat, time.monotonic() + timeout_s)
+        try:
+            for (lo, hi), buffer in zip(self.ranges, buffers, strict=True):
+                out[lo:hi] = buffer
+        finally:
+            seat.words.store(seats.PIN, seats.NO_PIN)
+        return version
+
+    def close(self) -> None:
+        """Unmap."""
+        for shard in self.shards:
+            shard.close()
+        self.control.region.close()
+
+
+class NearWorker:
+    """One attempt of a worker: the only holder of its seat."""
+
+    def __init__(self, model: NearModel, worker: int, seat: Seat, next_step: int) -> None:
+        self.model = model
+        self.worker = worker
+        self.seat = seat
+        self.next_step = next_step
+        self.read_version = -1
+        consistency = model.spec.consistency
+        self._lockstep = isinstance(consistency, Bsp)
+        self._bound = consistency.bound if isinstance(consistency, Ssp) else None
+        self._offset = model.control.workers.load(worker * ctl.ROW + ctl.OFFSET)
+        self._copy: Flat | None = None
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def pull(self, min_version: int, timeout_s: float, copy: bool = False) -> tuple[int, Flat]:
+        """The newest version that this worker may read, as (version, (P,) read-only).
+
+        With one shard it is a view into the tier's memory, valid until this worker's next push or pull; else, or
+        when too many readers hold views, or if `copy` is set, it is a copy in this worker's memory.
+        """
+        deadline = time.monotonic() + timeout_s
+        seat, model = self.seat, self.model
+        seat.words.store(seats.PIN, seats.NO_PIN)
+        if self._lockstep:
+            min_version = max(min_version, self.next_step + self._offset)
+        elif self._bound is not None:
+            min_version = max(min_version, self._wait_for_slowest(self._bound, deadline))
+        if min_version > 0:
+            model.wait_version(min_version, max(0.0, deadline - time.monotonic()))
+        self._check_open()
+        version, buffers = model.pin(seat, deadline)
+        self.read_version = version
+        if len(buffers) == 1 and not copy and not model.shards[0].words.load(pub.COPY_ONLY):
+            view = buffers[0].view()
+            view.flags.writeable = False
+            return version, view
+        if self._copy is None:
+            self._copy = np.empty(model.spec.layout.size, np.float32)
+        for (lo, hi), buffer in zip(model.ranges, buffers, strict=True):
+            self._copy[lo:hi] = buffer
+        seat.words.store(seats.PIN, seats.NO_PIN)
+        view = self._copy.view()
+        view.flags.writeable = False
+        return version, view
+
+    def _wait_for_slowest(self, bound: int, deadline: float) -> int:
+        """Block while the slowest worker is more than `bound` rounds behind; the version that has its pushes."""
+        general, model = self.model.control.general, self.model
+        mine = self.next_step + self._offset
+        model.wait_until(
+            lambda: general.load(ctl.SLOWEST) >= mine - bound,
+            model.shards[0],
+            deadline,
+            lambda: (
+                f"worker {self.worker} is at round {mine} and the slowest worker of model {model.spec.name!r} at "
+                f"{general.load(ctl.SLOWEST)}: more than the bound of {bound} apart for too long"
+            ),
+        )
+        return model.control.head_version
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    def slot(self, timeout_s: float) -> Flat:
+        """The next free slot, (P,) float32 in shared memory; waits for one. Contents are old: overwrite all."""
+        self._wait_for_slot(timeout_s)
+        return self.seat.slots[self.seat.words.load(seats.HEAD) % self.seat.depth]
+
+    def _wait_for_slot(self, timeout_s: float) -> None:
+        seat, words = self.seat, self.seat.words
+        self._check_open()
+        if seat.free_slots > 0:
+            return
+        deadline = time.monotonic() + timeout_s
+        words.store(seats.WAITING, 1)
+        try:
+            while True:
+                seen = words.load(seats.BELL)
+                fence()
+                if seat.free_slots > 0:
+                    return
+                self._check_open()
+                now = time.monotonic()
+                if now >= deadline:
+                    raise Timeout(
+                        f"no slot of worker {self.worker} of model {self.model.spec.name!r} became free in "
+                        f"{timeout_s:g} s: {seat.depth} gradients wait to be descended; is a server down, or does "
+                        "the round wait for another worker?"
+                    )
+                self.model.ring()
+                words.wait(seats.BELL, seen, min(LOOK_AGAIN_S, deadline - now))
+        finally:
+            words.store(seats.WAITING, 0)
+
+    def commit(self, step: int, examples: int, loss: float, timeout_s: float = 30.0) -> Receipt:
+        """Commit the gradient in the next slot as `step`. Acknowledged when this returns; never waits for descent.
+
+        Raises:
+            PushRejected: not finite, or a step beyond `next_step`.
+            LeaseExpired: the seat was taken back; not acknowledged.
+        """
+        duplicate = self._turn(step)
+        if duplicate is not None:
+            return duplicate
+        if examples:
+            self._wait_for_slot(timeout_s)
+            gradient = self.seat.slots[self.seat.words.load(seats.HEAD) % self.seat.depth]
+            # One pass that makes no temporary: a dot product is finite only if all elements are.
+            if not np.isfinite(np.dot(gradient, gradient)) and not np.isfinite(gradient).all():
+                raise PushRejected(self._not_finite(gradient, step))
+        return self._commit(step, examples, loss)
+
+    def skip(self, step: int, timeout_s: float) -> Receipt:
+        """Commit `step` without a gradient, so that rounds go on."""
+        duplicate = self._turn(step)
+        if duplicate is not None:
+            return duplicate
+        self._wait_for_slot(timeout_s)
+        return self._commit(step, 0, float("nan"))
+
+    def _turn(self, step: int) -> Receipt | None:
+        """None if `step` is next; a duplicate's receipt if it is already there."""
+        self.model.check()
+        done = max(self.model.control.next_step(self.worker), self.model.control.claimed(self.worker) + 1)
+        if step < done or step < self.next_step:
+            self.next_step = max(self.next_step, done)
+            return Receipt(step, True, self.read_version)
+        if step > max(done, self.next_step):
+            raise PushRejected(
+                f"worker {self.worker} of model {self.model.spec.name!r} pushes step {step}, but its next step is "
+                f"{max(done, self.next_step)}: steps have no holes"
+            )
+        return None
+
+    def _commit(self, step: int, examples: int, loss: float) -> Receipt:
+        seat, words = self.seat, self.seat.words
+        head = words.load(seats.HEAD)
+        seat.write_line(head % seat.depth, Commit(step, examples, self.read_version, loss))
+        words.store(seats.PIN, seats.NO_PIN)
+        probe.hit("push.commit.before")
+        words.store(seats.HEAD, head + 1)
+        probe.hit("push.commit.after")
+        fence()
+        self._check_open()
+        probe.hit("push.claim.before")
+        self.model.control.claim(self.worker, step)
+        self.model.ring()
+        self.next_step = step + 1
+        return Receipt(step, False, self.read_version)
+
+    def _not_finite(self, gradient: Flat, step: int) -> str:
+        at = int(np.flatnonzero(~np.isfinite(gradient))[0])
+        for name, start, stop, shape in self.model.spec.layout.ranges():
+            if start <= at < stop:
+                index = tuple(int(i) for i in np.unravel_index(at - start, shape)) if shape else ()
+                return (
+                    f"the gradient of worker {self.worker} at step {step} is not finite: {name}{list(index)} is "
+                    f"{gradient[at]}; nothing was pushed. A smaller learning rate or scaled features may help"
+                )
+        raise AssertionError(at)
+
+    def _check_open(self) -> None:
+        if self.seat.closed:
+            self.model.check()
+            raise LeaseExpired(
+                f"the slots of worker {self.worker} of model {self.model.spec.name!r} were taken back; join again and "
+                "continue at its next_step"
+            )
+
+    def close(self) -> None:
+        """Give the view and the slots back. What is committed stays. Idempotent."""
+        if self.seat.depth and self.seat.slots:
+            self.seat.words.store(seats.PIN, seats.NO_PIN)
+        self._copy = None
+        self.seat.close()

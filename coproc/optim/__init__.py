@@ -1,0 +1,55 @@
+"""Optimizers: values that clients name and servers compile into sweeps over float32 ranges.
+
+    coproc.optim.SGD(learning_rate=0.1)
+    coproc.optim.Momentum(learning_rate=0.1, momentum=0.9, nesterov=True)
+    coproc.optim.Adam(learning_rate=1e-3)
+    coproc.optim.AdamW(learning_rate=1e-3, weight_decay=0.01)
+
+An optimizer more is one file more in this folder; see `coproc.optim.base`.
+"""
+
+from __future__ import annotations
+
+from coproc.optim.adam import Adam
+from coproc.optim.adamw import AdamW
+from coproc.optim.base import Optimizer, from_config, registered
+from coproc.optim.compiled import (
+    ASYNCHRONOUS_COUNTS,
+    GRADIENTS_AT_ONCE,
+    SCRATCH_FLOATS,
+    STREAM_FROM,
+    aligned_row,
+    apply,
+    compile_sweep,
+    synchronous_counts,
+    warm,
+)
+from coproc.optim.momentum import Momentum
+from coproc.optim.sgd import SGD
+
+__all__ = [
+    "ASYNCHRONOUS_COUNTS",
+    "GRADIENTS_AT_ONCE",
+    "SCRATCH_FLOATS",
+    "SGD",
+    "STREAM_FROM",
+    "Adam",
+    "AdamW",
+    "Momentum",
+    "Optimizer",
+    "aligned_row",
+    "apply",
+    "compile_sweep",
+    "from_config",
+    "registered",
+    "synchronous_counts",
+    "warm",
+]
+
+
+def __getattr__(name: str) -> type[Optimizer]:
+    """An optimizer that somebody added as a file."""
+    for kind in registered().values():
+        if kind.__name__ == name:
+            return kind
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

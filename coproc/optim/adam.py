@@ -1,0 +1,84 @@
+"""Adam (Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1).
+
+    m <- beta1 * m + (1 - beta1) * g
+    v <- beta2 * v + (1 - beta2) * g^2
+    p <- p - rate * m / (sqrt(v) * root + epsilon)
+
+with rate = learning_rate / (1 - beta1^t) and root = 1 / sqrt(1 - beta2^t), t = 1, 2, 3, ...: the paper's bias
+corrections, moved from the n elements to two numbers. The epsilon is added to the corrected root, as in the
+paper and in PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from coproc.optim.base import (
+    Constants,
+    Optimizer,
+    Row,
+    as_constants,
+    get,
+    lines,
+    put,
+    sweep,
+    weighted_sum,
+)
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """Descent with a step size of its own for each parameter, from running moments of its gradient."""
+
+    name: ClassVar[str] = "adam"
+    state_rows: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
+
+    # The paper's defaults.
+    learning_rate: float = 1e-3
+    beta1: float = 0.9
+    """Decay of the mean of gradients."""
+    beta2: float = 0.999
+    """Decay of the mean of squared gradients."""
+    epsilon: float = 1e-8
+    """Keeps the step finite where gradients are 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._number("beta1", least=0.0, below=1.0)
+        self._number("beta2", least=0.0, below=1.0)
+        self._number("epsilon", least=0.0, more_than=True)
+
+    def constants(self, step: int, learning_rate: float) -> Constants:
+        rate = learning_rate / (1.0 - self.beta1**step)
+        root = 1.0 / math.sqrt(1.0 - self.beta2**step)
+        return as_constants(
+            self.beta1, 1.0 - self.beta1, self.beta2, 1.0 - self.beta2, rate, root, self.epsilon
+        )
+
+
+@sweep
+def sweep_adam(
+    gradients: tuple[tuple[Row, ...], ...],
+    weights: tuple[Constants, ...],
+    constants: tuple[Any, ...],
+    front: tuple[Row, Row, Row],
+    back: tuple[Row, Row, Row],
+    how: int | None,
+) -> None:
+    params, first, second = front
+    next_params, next_first, next_second = back
+    for line in range(lines(params)):
+        p, m, v = get(params, line), get(first, line), get(second, line)
+        for k in range(len(gradients)):
+            beta1, rest1, beta2, rest2, rate, root, epsilon = constants[k]
+            g = weighted_sum(gradients[k], weights[k], line)
+            m = beta1 * m + rest1 * g
+            v = beta2 * v + rest2 * (g * g)
+            p = p - rate * m / (np.sqrt(v) * root + epsilon)
+        put(next_params, line, p, how)
+        put(next_first, line, m, how)
+        put(next_second, line, v, how)

@@ -1,0 +1,347 @@
+"""Sweeps as machine code: compile them (or find them in the cache), check the buffers, run them.
+
+Needs numba, the `server` extra; it is imported when the first sweep is compiled, not before. A sweep is
+compiled once for each shape of its gradients (how many updates, of how many members) and each way of storing,
+about 0.2 s each, and kept in a cache directory of this user. `warm` does that ahead, so that it never happens
+inside a round.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coproc.errors import Unsupported
+from coproc.optim import base
+from coproc.optim.base import Constants, Optimizer, Row
+
+STREAM_FROM = 1 << 19
+"""Floats of a shard from which its sweep stores past the caches.
+
+A plain store first reads the line it overwrites, a streamed one does not: a third less traffic for Adam once its
+rows outgrow the caches. Below, the next reader would have found the rows in the cache: measured at 2^14 floats,
+streaming takes 2.6 times as long as plain stores, at 2^19 it takes 0.87 of it.
+"""
+
+GRADIENTS_AT_ONCE = 8
+"""Gradients of one pass: more streams than this at once and memory slows down; also what is compiled for."""
+
+SCRATCH_FLOATS = 1 << 18
+"""Size of the scratch for larger rounds: its two halves of 512 KiB stay in a core's cache."""
+
+CompiledSweep = Callable[..., None]
+Gradients = tuple[tuple[Row, ...], ...]
+Weights = tuple[Constants, ...]
+
+_STREAMED = 1
+_ALIGN_BYTES = 64
+_FREE_BYTES_FOR_CACHE = 64 << 20
+
+
+def compile_sweep(optimizer: Optimizer) -> CompiledSweep:
+    """The sweep of an optimizer as a function that runs without the interpreter lock.
+
+    Compiles nothing yet: that happens at the first call with each shape, see `warm`. The function checks
+    nothing; `apply` does.
+    """
+    return _compiled(optimizer.kernel())
+
+
+def apply(
+    sweep: CompiledSweep,
+    gradients: Gradients,
+    weights: Weights,
+    constants: tuple[Constants, ...],
+    front: tuple[Row, ...],
+    back: tuple[Row, ...],
+    scratch: Row,
+    streamed: bool,
+) -> None:
+    """One pass over memory: descend all updates from the front into the back.
+
+    Blocks until done, without the interpreter lock. Copies nothing and keeps nothing. The result is the same
+    bits however a range is cut into passes, however updates are grouped, and streamed or not. Not atomic: the
+    back is undefined until this returns; the front is never touched. When it returns, a streamed back too is
+    visible to whoever sees a later store of this thread.
+
+    Args:
+        gradients: tuple over updates of tuple over members of float32 (n,); at most 8 updates. A round (one
+            update) may have any number of members, several updates at most 8 members together.
+        weights: the same nesting of float32, a member's share of its round.
+        constants: `Optimizer.constants` of each update.
+        front: (params, *state) as they are, float32 (n,) each.
+        back: as they will be; other memory than the front (or exactly the front: in place, not crash-safe).
+        scratch: float32, `SCRATCH_FLOATS` long; used for rounds of more than 8 members.
+        streamed: store past the caches, worth it from `STREAM_FROM` on. Each row of the back must start at a
+            multiple of 64 bytes.
+
+    Raises:
+        ValueError: buffers that do not fit together, or a streamed back that is not aligned.
+    """
+    size = _checked_size(gradients, weights, constants, front, back)
+    if streamed:
+        for row in back:
+            if row.ctypes.data % _ALIGN_BYTES:
+                raise ValueError(
+                    f"a streamed sweep needs rows that start at a multiple of {_ALIGN_BYTES} bytes, and one starts "
+                    f"{row.ctypes.data % _ALIGN_BYTES} bytes after one: allocate it aligned, or do not stream"
+                )
+    how = _STREAMED if streamed else None
+    if sum(map(len, gradients)) <= GRADIENTS_AT_ONCE:
+        sweep(gradients, weights, constants, front, back, how)
+    else:
+        _apply_large_round(sweep, gradients[0], weights[0], constants, front, back, scratch, how, size)
+    if streamed:
+        _compiled(_finish_streaming)()
+
+
+def warm(optimizer: Optimizer, counts: Iterable[tuple[int, int]], streamed: bool) -> None:
+    """Compile ahead, or load from the cache, what `apply` will need. Blocks: 0.2 s a count if not cached.
+
+    Args:
+        counts: (updates, members) of the passes to come: `synchronous_counts` or `ASYNCHRONOUS_COUNTS`.
+        streamed: as `apply` will be called.
+    """
+    sweep = compile_sweep(optimizer)
+    scratch = aligned_row(4 * base.LINE_FLOATS)
+    constants = optimizer.constants(1, optimizer.learning_rate)
+    front, back = (
+        tuple([aligned_row(1) for _ in range(1 + len(optimizer.state_rows))]) for _ in ("front", "back")
+    )
+    for updates, members in counts:
+        gradients = ((aligned_row(1),) * members,) * updates
+        weights = ((np.float32(1),) * members,) * updates
+        apply(sweep, gradients, weights, (constants,) * updates, front, back, scratch, streamed)
+
+
+ASYNCHRONOUS_COUNTS = [(updates, 1) for updates in range(1, GRADIENTS_AT_ONCE + 1)]
+"""Passes of single pushes, as many as happen to wait."""
+
+
+def synchronous_counts(workers: int) -> list[tuple[int, int]]:
+    """Passes of rounds of one to `workers` members: absent ones are absent, not of weight 0."""
+    # Beyond, the shapes repeat: whole groups, and a rest of each size.
+    return [(1, members) for members in range(1, min(workers, 2 * GRADIENTS_AT_ONCE) + 1)]
+
+
+def aligned_row(size: int) -> Row:
+    """Zeros, float32 (size,), that start at a multiple of 64 bytes."""
+    padding = _ALIGN_BYTES // 4
+    room = np.zeros(size + padding, np.float32)
+    start = -(room.ctypes.data // 4) % padding
+    return room[start : start + size]
+
+
+# ---- buffers
+
+
+def _checked_size(
+    gradients: Gradients,
+    weights: Weights,
+    constants: tuple[Constants, ...],
+    front: tuple[Row, ...],
+    back: tuple[Row, ...],
+) -> int:
+    """n, if all buffers have it: compiled code checks nothing, and would write beyond a shorter one."""
+    if not front or not gradients or not all(gradients):
+        raise ValueError("a sweep needs a front, and at least one gradient in each update")
+    if len(front) != len(back):
+        raise ValueError(f"front has {len(front)} rows and back {len(back)}: each must have its counterpart")
+    counts = [len(members) for members in gradients]
+    if [len(shares) for shares in weights] != counts or len(constants) != len(counts):
+        raise ValueError(
+            f"gradients of {counts} members need as many weights and one set of constants an update, not "
+            f"{[len(shares) for shares in weights]} weights and {len(constants)} sets"
+        )
+    if len(counts) > 1 and sum(counts) > GRADIENTS_AT_ONCE:
+        raise ValueError(
+            f"several updates may have {GRADIENTS_AT_ONCE} gradients together, not {sum(counts)}: use passes"
+        )
+    size = front[0].size
+    for row in _all_rows(gradients, front, back):
+        if row.dtype != np.float32 or row.shape != (size,) or not row.flags.c_contiguous:
+            raise ValueError(
+                f"every buffer of a sweep must be contiguous float32 of shape ({size},) as its parameters, "
+                f"and one is {row.dtype} of shape {row.shape}, strides {row.strides}"
+            )
+    for row in back:
+        if not row.flags.writeable:
+            raise ValueError("the back of a sweep must be writable")
+    return size
+
+
+def _all_rows(gradients: Gradients, front: tuple[Row, ...], back: tuple[Row, ...]) -> Iterator[Row]:
+    yield from front
+    yield from back
+    for members in gradients:
+        yield from members
+
+
+def _apply_large_round(
+    sweep: CompiledSweep,
+    members: tuple[Row, ...],
+    weights: Constants,
+    constants: tuple[Constants, ...],
+    front: tuple[Row, ...],
+    back: tuple[Row, ...],
+    scratch: Row,
+    how: int | None,
+    size: int,
+) -> None:
+    """A round of more than 8, range by range: sums of 8 go through the scratch, still from left to right."""
+    chunk = scratch.size // 2 // base.LINE_FLOATS * base.LINE_FLOATS
+    if scratch.dtype != np.float32 or not scratch.flags.c_contiguous or chunk == 0:
+        raise ValueError(f"a round of {len(members)} needs a contiguous float32 scratch, not {scratch.dtype}")
+    halves = scratch[:chunk], scratch[chunk : 2 * chunk]
+    add = _compiled(_sum_members)
+    one = np.float32(1)
+    for start in range(0, size, chunk):
+        cut = slice(start, min(start + chunk, size))
+        length = cut.stop - cut.start
+        rows, shares = tuple([row[cut] for row in members]), weights
+        target, other = halves
+        while len(rows) > GRADIENTS_AT_ONCE:
+            add(rows[:GRADIENTS_AT_ONCE], shares[:GRADIENTS_AT_ONCE], target[:length])
+            rows = (target[:length], *rows[GRADIENTS_AT_ONCE:])
+            shares = (one, *shares[GRADIENTS_AT_ONCE:])
+            target, other = other, target
+        fronts, backs = tuple([row[cut] for row in front]), tuple([row[cut] for row in back])
+        sweep((rows,), (shares,), constants, fronts, backs, how)
+
+
+# ---- compiled here
+
+
+def _sum_members(rows: tuple[Row, ...], weights: Constants, out: Row) -> None:
+    for line in range(base.lines(out)):
+        base.put(out, line, base.weighted_sum(rows, weights, line), None)
+
+
+def _finish_streaming() -> None:
+    _fence()
+
+
+def _fence() -> None:
+    """Full barrier; streamed stores are ordered by nothing else."""
+
+
+@functools.cache
+def _compiled(function: Callable[..., None]) -> CompiledSweep:
+    """The function compiled, lazily, with the project's one set of options.
+
+    Not fastmath: it would delete NaNs, make the result depend on where a range is cut, and gains nothing. The
+    numpy error model has no exception in a division, which would keep sweeps from being vector code.
+    """
+    try:
+        import numba
+    except ImportError as error:
+        raise Unsupported("compiling an optimizer needs numba: pip install 'coproc[server]'") from error
+    _teach_numba()
+    directory = cache_directory()
+    config: Any = numba.config
+    # Read when a function is decorated. Not left set: it holds for every function of the process.
+    before = config.CACHE_DIR
+    config.CACHE_DIR = "" if directory is None else str(directory)
+    try:
+        compiled: CompiledSweep = numba.njit(nogil=True, error_model="numpy", cache=directory is not None)(
+            function
+        )
+    finally:
+        config.CACHE_DIR = before
+    return compiled
+
+
+@functools.cache
+def _teach_numba() -> None:
+    """Give the words of a sweep their meaning in compiled code."""
+    from numba.extending import overload
+
+    from storage_tier import intrinsics
+
+    compiled: Any = intrinsics
+    line_floats = intrinsics.LINE_FLOATS
+
+    # Not strict: it would want the annotations repeated on what is returned.
+    @overload(base.lines, strict=False)
+    def lines(row: Any) -> Callable[..., Any]:
+        return lambda row: (row.size + line_floats - 1) // line_floats
+
+    @overload(base.get, strict=False)
+    def get(row: Any, line: Any) -> Callable[..., Any]:
+        return lambda row, line: compiled.get_line(row, line)
+
+    @overload(base.put, strict=False)
+    def put(row: Any, line: Any, value: Any, how: Any) -> Callable[..., Any]:
+        return lambda row, line, value, how: compiled.put_line(row, line, value, how)
+
+    @overload(base.weighted_sum, strict=False)
+    def weighted_sum(rows: Any, weights: Any, line: Any) -> Callable[..., Any]:
+        return lambda rows, weights, line: compiled.weighted_sum_line(rows, weights, line)
+
+    @overload(_fence, strict=False)
+    def fence() -> Callable[..., Any]:
+        return lambda: compiled.fence()
+
+
+# ---- the cache
+
+
+def cache_directory() -> Path | None:
+    """Where compiled sweeps are kept: a directory of this user alone, or None if there can't be one.
+
+    Its name says what the machine code was made of, since numba's cache looks only at the file of the function
+    itself: all sources, numba, llvmlite, the processor. What is in it gets executed, so it is never shared.
+    """
+    import llvmlite
+    import llvmlite.binding
+    import numba
+
+    from storage_tier import intrinsics
+
+    made_of = hashlib.sha256(
+        f"{numba.__version__} {llvmlite.__version__} {llvmlite.binding.get_host_cpu_name()}".encode()
+    )
+    for path in [Path(intrinsics.__file__), *base.sources()]:
+        made_of.update(path.read_bytes())
+    for root in _cache_roots():
+        directory = root / f"sweeps-{made_of.hexdigest()[:16]}"
+        if _is_ours(root) and _is_ours(directory):
+            return directory
+    return None
+
+
+def _cache_roots() -> Iterator[Path]:
+    """$XDG_CACHE_HOME, ~/.cache, the directory for temporary files: the first that can be used."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(named):
+        yield Path(named) / "coproc"
+    home = os.path.expanduser("~")
+    if os.path.isabs(home):
+        yield Path(home) / ".cache" / "coproc"
+    yield Path(tempfile.gettempdir()) / f"coproc-{os.geteuid()}"
+
+
+def _is_ours(directory: Path) -> bool:
+    """Make a directory of mode 0700; whether it is one, belongs to this user, and has room."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        status = os.lstat(directory)
+        room = os.statvfs(directory)
+    except OSError:  # read-only, full, or not a directory: the next root may do
+        return False
+    return (
+        stat.S_ISDIR(status.st_mode)
+        and status.st_uid == os.geteuid()
+        and not status.st_mode & 0o077
+        and os.access(directory, os.R_OK | os.W_OK | os.X_OK)
+        and room.f_bavail * room.f_frsize >= _FREE_BYTES_FOR_CACHE
+    )

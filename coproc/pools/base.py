@@ -1,0 +1,111 @@
+"""What every pool of workers offers, and how a worker's failure travels back as a sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import coproc.errors
+from coproc.errors import ConfigError, CoprocError, ServerError
+from coproc.worker import WorkerReport, WorkerTask, never
+
+# A worker is one unit of parallelism: several BLAS threads in each would fight for the same cores.
+# Read by the libraries when they are loaded, so it must be in the environment before numpy is imported.
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+}
+
+# A task that dies (killed, out of memory) is started again this often, as Spark's spark.task.maxFailures = 4.
+ATTEMPT_LIMIT = 4
+
+_FAILURE = re.compile(r"coproc-failure (\{.*\})")
+
+
+class Pool(Protocol):
+    """Runs tasks, several at a time. Used by one driver thread."""
+
+    name: str
+
+    @property
+    def slots(self) -> int | None:
+        """Tasks that can run at the same time; None where nobody knows beforehand (dynamic allocation)."""
+        ...
+
+    def run(self, tasks: Sequence[WorkerTask], *, stop: Callable[[], bool] = never) -> list[WorkerReport]:
+        """Run all tasks and wait for them; the reports are in the order of the tasks.
+
+        A task whose process dies is started again, up to 4 attempts; its next attempt continues where the
+        model says. When one task fails for good the others are stopped.
+
+        Args:
+            stop: asked a few times a second; True ends all tasks early, with `stopped` in their reports.
+
+        Raises:
+            CoprocError: the first failure, as the worker raised it.
+        """
+        ...
+
+    def close(self) -> None:
+        """End every process this pool started. Idempotent."""
+        ...
+
+
+def require_slots(pool: Pool, workers_count: int) -> None:
+    """Refuse a plan whose workers wait for each other but cannot all run at once.
+
+    Raises:
+        ConfigError: more workers than slots, with both numbers.
+    """
+    if pool.slots is not None and workers_count > pool.slots:
+        raise ConfigError(
+            f"synchronous training (bsp) needs all {workers_count} workers to run at once, and the pool "
+            f"{pool.name!r} has {pool.slots} slot{'s' if pool.slots != 1 else ''}: they would wait for each "
+            f"other for ever. Use --workers {pool.slots}, more slots, or --consistency asp"
+        )
+
+
+def failure_text(error: BaseException) -> str:
+    """`error` as one line that `raise_failure` understands, wherever it is quoted."""
+    kind = type(error).__name__ if isinstance(error, CoprocError) else "ServerError"
+    message = str(error) if isinstance(error, CoprocError) else f"{type(error).__name__}: {error}"
+    return "coproc-failure " + json.dumps({"kind": kind, "message": message})
+
+
+def failure_in(text: str) -> CoprocError | None:
+    """The failure quoted anywhere in `text` (a stack wall, a log), or None."""
+    found = _FAILURE.search(text)
+    if found is None:
+        return None
+    try:
+        parts = json.loads(found.group(1))
+        kind = getattr(coproc.errors, str(parts["kind"]), ServerError)
+        message = str(parts["message"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    if not (isinstance(kind, type) and issubclass(kind, CoprocError)):
+        kind = ServerError
+    return kind(message)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Around calls of pyspark: it warns at every call about pandas, which is not used here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "PySpark does not yet fully support", FutureWarning)
+        yield
+
+
+def python_path() -> str:
+    """PYTHONPATH with which another interpreter finds this very package first."""
+    here = str(Path(coproc.errors.__file__).resolve().parent.parent)
+    rest = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part and part != here]
+    return os.pathsep.join([here, *rest])

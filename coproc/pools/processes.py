@@ -1,0 +1,289 @@
+"""Workers as processes of this host: no Java needed, and each has an interpreter of its own.
+
+A child is `python -m coproc.pools.processes`. It reads one JSON task a line on its standard input and writes
+one JSON answer a line on its standard output: nothing is pickled, nothing is forked after gRPC was started.
+A child ends at once when its standard input ends, which the kernel sees to however the parent ends. (Not
+PR_SET_PDEATHSIG: that fires when the *thread* ends which started the child.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import IO
+
+from coproc.errors import CoprocError, ServerError
+from coproc.pools.base import ATTEMPT_LIMIT, ONE_THREAD, failure_in, failure_text, python_path
+from coproc.worker import WorkerReport, WorkerTask, never, run_worker
+
+# A worker that was asked to stop looks at it between two steps, and twice a second where it waits.
+STOP_GRACE_S = 10.0
+LOOK_S = 0.1
+
+
+class Died(Exception):
+    """A child ended without an answer."""
+
+
+class Child:
+    """One worker process; does one task at a time, and many one after the other."""
+
+    def __init__(self) -> None:
+        # A file and not a pipe: nobody has to read it while the child works.
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
+        self._sending = threading.Lock()
+        self._sent_count = 0
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "coproc.pools.processes"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={**os.environ, **ONE_THREAD, "PYTHONPATH": python_path()},
+            start_new_session=True,  # Ctrl-C is for the driver, which stops its workers in an orderly way
+        )
+
+    def run(self, task: WorkerTask, ending: threading.Event) -> WorkerReport:
+        """One task, in this thread; told to stop at once where `ending` is set already.
+
+        Raises:
+            Died: the process ended first; the last line of its log is in the message.
+            CoprocError: what the worker raised.
+        """
+        assert self.process.stdout is not None
+        try:
+            with self._sending:
+                self._sent_count += 1
+                self._send(task.to_json())
+            if ending.is_set():
+                self.ask_to_stop()
+            answer = self.process.stdout.readline().decode()
+        except (OSError, ValueError) as error:
+            raise Died(self._last_words()) from error
+        if not answer.endswith("\n"):
+            raise Died(self._last_words())
+        failure = failure_in(answer)
+        if failure is not None:
+            raise failure
+        return WorkerReport.from_json(answer)
+
+    def ask_to_stop(self) -> None:
+        """Ask the task that was sent last to end early. Returns at once."""
+        # The child may be dead already: whoever waits for its answer finds out.
+        with contextlib.suppress(OSError, ValueError), self._sending:
+            self._send(f"stop {self._sent_count}")
+
+    def _send(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.flush()
+
+    def kill(self) -> None:
+        """SIGKILL. Idempotent."""
+        self.process.kill()
+
+    def close(self) -> None:
+        """End the process and wait for it. Idempotent."""
+        self.process.kill()
+        self.process.wait(timeout=STOP_GRACE_S)
+        for pipe in (self.process.stdin, self.process.stdout, self._log):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def _last_words(self) -> str:
+        code = self.process.wait(timeout=STOP_GRACE_S)
+        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return f"{cause}{': ' + lines[-1] if lines else ''}"
+
+
+class ProcessPool:
+    """Up to `slots` worker processes, kept from one run to the next."""
+
+    name = "processes"
+
+    def __init__(self, slots: int) -> None:
+        self._slots_count = slots
+        self._idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
+        self._seats = threading.Semaphore(slots)
+        self._busy: dict[int, Child] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def slots(self) -> int:
+        return self._slots_count
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the children that work now: for tests that kill one."""
+        with self._lock:
+            return [child.process.pid for child in self._busy.values()]
+
+    def run(self, tasks: Sequence[WorkerTask], *, stop: Callable[[], bool] = never) -> list[WorkerReport]:
+        """As `Pool.run`. A child that dies is replaced; its task continues where the model says."""
+        finished: queue.SimpleQueue[tuple[int, WorkerReport | BaseException]] = queue.SimpleQueue()
+        ending = threading.Event()
+
+        def one(index: int, task: WorkerTask) -> None:
+            with self._seats:
+                try:
+                    finished.put((index, self._attempts(index, task, ending)))
+                except BaseException as error:  # raised again in the caller's thread, below
+                    finished.put((index, error))
+
+        threads = [
+            threading.Thread(target=one, args=(index, task), name=f"task-{task.worker}", daemon=True)
+            for index, task in enumerate(tasks)
+        ]
+        for thread in threads:
+            thread.start()
+        reports: dict[int, WorkerReport] = {}
+        failure: BaseException | None = None
+        try:
+            while len(reports) < len(tasks) and failure is None:
+                try:
+                    index, outcome = finished.get(timeout=LOOK_S)
+                except queue.Empty:
+                    if stop() and not ending.is_set():
+                        self._end_all(ending)
+                    continue
+                if isinstance(outcome, WorkerReport):
+                    reports[index] = outcome
+                else:
+                    failure = outcome
+        finally:
+            if failure is not None or len(reports) < len(tasks):
+                self._end_all(ending)
+                self._join_or_kill(threads)
+        if failure is not None:
+            raise failure
+        for thread in threads:
+            thread.join()
+        return [reports[index] for index in range(len(tasks))]
+
+    def close(self) -> None:
+        """End every child. Idempotent."""
+        self._closed = True
+        with self._lock:
+            busy = list(self._busy.values())
+        for child in busy:
+            child.kill()
+        while True:
+            try:
+                self._idle.get_nowait().close()
+            except queue.Empty:
+                return
+
+    def _attempts(self, index: int, task: WorkerTask, ending: threading.Event) -> WorkerReport:
+        deaths: list[str] = []
+        while len(deaths) < ATTEMPT_LIMIT:
+            child = self._take()
+            with self._lock:
+                self._busy[index] = child
+            try:
+                report = child.run(task, ending)
+            except Died as death:
+                deaths.append(str(death))
+                self._give(index, child, alive=False)
+                if ending.is_set() or self._closed:
+                    break
+                continue
+            except CoprocError:
+                self._give(index, child, alive=True)
+                raise
+            except BaseException:
+                self._give(index, child, alive=False)
+                raise
+            self._give(index, child, alive=True)
+            return report
+        raise ServerError(
+            f"worker {task.worker} died {len(deaths)} time{'s' if len(deaths) != 1 else ''} ({deaths[-1]}); "
+            "SIGKILL mostly means that the machine has too little memory: use fewer workers"
+        )
+
+    def _take(self) -> Child:
+        try:
+            return self._idle.get_nowait()
+        except queue.Empty:
+            return Child()
+
+    def _give(self, index: int, child: Child, *, alive: bool) -> None:
+        with self._lock:
+            self._busy.pop(index, None)
+        if alive and not self._closed and child.process.poll() is None:
+            self._idle.put(child)
+        else:
+            child.close()
+
+    def _end_all(self, ending: threading.Event) -> None:
+        ending.set()
+        with self._lock:
+            busy = list(self._busy.values())
+        for child in busy:
+            child.ask_to_stop()
+
+    def _join_or_kill(self, threads: Sequence[threading.Thread]) -> None:
+        for thread in threads:
+            thread.join(STOP_GRACE_S)
+            if thread.is_alive():
+                with self._lock:
+                    busy = list(self._busy.values())
+                for child in busy:
+                    child.kill()
+                thread.join(STOP_GRACE_S)
+
+
+class Inbox:
+    """Lines of standard input: tasks into a queue, and each task's own stop."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self.tasks: queue.SimpleQueue[tuple[str, threading.Event]] = queue.SimpleQueue()
+        self._lines = lines
+
+    def listen(self) -> None:
+        """Read until the input ends; then this process ends, for nobody waits for its answer any more."""
+        received_count = 0
+        stop = threading.Event()
+        for line in self._lines:
+            if line.startswith("stop "):
+                # Numbered: a stop that comes when its task is done is not for the next one.
+                if int(line.removeprefix("stop ")) == received_count:
+                    stop.set()
+            else:
+                received_count += 1
+                stop = threading.Event()
+                self.tasks.put((line, stop))
+        os._exit(0)
+
+
+def main() -> None:
+    """The child: tasks in, answers out, until standard input ends."""
+    # What a library prints must not come between the answers.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    inbox = Inbox(sys.stdin)
+    threading.Thread(target=inbox.listen, name="inbox", daemon=True).start()
+    while True:
+        text, stop = inbox.tasks.get()
+        try:
+            answer = run_worker(WorkerTask.from_json(text), stop=stop.is_set).to_json()
+        except Exception as error:
+            if not isinstance(error, CoprocError):
+                traceback.print_exc()
+            answer = failure_text(error)
+        answers.write(answer + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The threads of one model on one server: one a shard, the first of which is also the sequencer's.
+
+A thread works while there is work, then says that it sleeps, fences, looks once more, and sleeps on its bell for
+at most 50 ms. Sweeps run without the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+from coproc.near import LOOK_AGAIN_S, SPIN_S
+from coproc.server.sequencing import SequencerLoop
+from coproc.server.sweeper import SeatMap, Sweeper
+from coproc.shared import control as ctl
+from coproc.shared import published as pub
+from coproc.shared.control import Control
+from coproc.shared.published import Published
+from coproc.spec import ModelSpec
+from storage_tier.budget import Budget
+from storage_tier.words import Words, fence
+
+log = logging.getLogger(__name__)
+
+_HOUSEKEEPING_S = 0.25
+
+
+class Engine:
+    """Serves the shards of one model that this server owns, until `close`.
+
+    Args:
+        spec: the model, with the places of all shards.
+        mine: numbers of the shards that this server owns; number 0 makes it the sequencer.
+        budget: the server's memory budget; seats are charged to it.
+    """
+
+    def __init__(self, spec: ModelSpec, mine: list[int], budget: Budget) -> None:
+        self.spec = spec
+        self.control = Control.open(spec.control_path)
+        self.control.general.store(ctl.FAILED, 0)
+        rows = len(spec.optimizer.state_rows)
+        self.shards = [
+            Published.open(Path(place.path), place.hi - place.lo, rows, spec.buffers) for place in spec.shards
+        ]
+        self._stopping = threading.Event()
+        self.failure: str | None = None
+        self.sequencer: SequencerLoop | None = None
+        self._threads: list[threading.Thread] = []
+        for number in mine:
+            seat_map = SeatMap(spec, self.control)
+            sweeper = Sweeper(spec, number, self.control, self.shards[number], seat_map)
+            if number == 0:
+                self.sequencer = SequencerLoop(spec, self.control, self.shards, seat_map, budget)
+            loop = self._sequence if number == 0 else self._follow
+            self._threads.append(
+                threading.Thread(target=self._run, args=(loop, sweeper), name=f"{spec.name}/{number}", daemon=True)
+            )
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, loop: object, sweeper: Sweeper) -> None:
+        try:
+            loop(sweeper)  # type: ignore[operator]
+        except Exception as error:
+            # What is published stays readable; the model takes no more gradients and `status` says why.
+            self.failure = f"shard {sweeper.number}: {type(error).__name__}: {error}"
+            log.exception("model %s stops: %s", self.spec.name, self.failure)
+            self.control.general.store(ctl.FAILED, 1)
+            for shard in self.shards:
+                shard.words.ring(pub.BELL)
+
+    def _sequence(self, sweeper: Sweeper) -> None:
+        sequencer = self.sequencer
+        assert sequencer is not None
+        general = self.control.general
+        others = [shard.words for n, shard in enumerate(self.shards) if n != sweeper.number]
+        keep_house_at = idle_since = 0.0
+        while not self._stopping.is_set():
+            busy = sequencer.serve_requests()
+            busy |= sequencer.poll()
+            if busy:
+                _wake(others)
+            busy |= sweeper.advance()
+            now = time.monotonic()
+            if now >= keep_house_at:
+                sequencer.keep_house()
+                keep_house_at = now + _HOUSEKEEPING_S
+            if busy:
+                idle_since = now
+                continue
+            if now - idle_since < SPIN_S:
+                continue
+            seen = general.load(ctl.BELL)
+            general.store(ctl.SLEEPING, 1)
+            fence()
+            if not sequencer.anything_new() and not self._stopping.is_set():
+                general.wait(ctl.BELL, seen, LOOK_AGAIN_S)
+            general.store(ctl.SLEEPING, 0)
+
+    def _follow(self, sweeper: Sweeper) -> None:
+        words = sweeper.shard.words
+        while not self._stopping.is_set():
+            if sweeper.advance():
+                fence()
+                if self.control.general.load(ctl.SLEEPING):
+                    self.control.general.ring(ctl.BELL)
+                continue
+            seen = words.load(pub.WAKE)
+            words.store(pub.SLEEPING, 1)
+            fence()
+            if (sweeper.blocked or self.control.head == sweeper.position) and not self._stopping.is_set():
+                words.wait(pub.WAKE, seen, LOOK_AGAIN_S)
+            words.store(pub.SLEEPING, 0)
+
+    def close(self) -> None:
+        """Finish the sweep at hand, stop the threads and unmap. Nothing acknowledged is lost. Idempotent."""
+        self._stopping.set()
+        self.control.general.ring(ctl.BELL)
+        for shard in self.shards:
+            shard.words.ring(pub.WAKE)
+        for thread in self._threads:
+            thread.join(timeout=30)
+        for shard in self.shards:
+            shard.close()
+        self.control.region.close()
+
+
+def _wake(shards: list[Words]) -> None:
+    """Tell other shards' threads, here or on other servers, that the log has grown."""
+    if shards:
+        fence()
+        for words in shards:
+            if words.load(pub.SLEEPING):
+                words.ring(pub.WAKE)

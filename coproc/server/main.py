@@ -1,0 +1,181 @@
+"""The server process: one tier, its models, one port.
+
+``python -m coproc.server.main --help``; ``coproc serve`` calls `serve`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from coproc.errors import ConfigError, CoprocError, Unsupported
+from coproc.server.models import Models
+from coproc.server.service import CoprocessorService
+from coproc.v1 import coproc_pb2_grpc
+from coproc.wire import as_coproc
+from storage_tier.errors import TierError
+from storage_tier.server import RpcServer, TierService
+from storage_tier.tier import Tier
+from storage_tier.v1 import tier_pb2_grpc
+from storage_tier.wire import TlsClient, TlsServer, target
+
+log = logging.getLogger(__name__)
+
+TOKEN_VARIABLE = "COPROC_TOKEN"
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """How a server runs."""
+
+    directory: Path
+    """Its memory: a directory on tmpfs (below /dev/shm) that belongs to it alone and outlives it."""
+    host: str = "127.0.0.1"
+    """Loopback unless told otherwise."""
+    port: int = 0
+    """0 lets the system choose one."""
+    memory_bytes: int | None = None
+    """Budget; None: 0.8 of what is free there."""
+    token: str | None = None
+    """What every client must show; None asks for none, which only loopback is allowed."""
+    wipe: bool = False
+    """Begin empty: delete what an earlier server of this directory left."""
+    certificate: Path | None = None
+    """TLS: certificate chain, PEM."""
+    key: Path | None = None
+    """TLS: private key, PEM."""
+    authority: Path | None = None
+    """TLS: whom this server trusts when it talks to other servers, PEM; by default its own certificate."""
+    parent_pid: int | None = None
+    """An embedded server ends, and gives its memory back, when this process does."""
+
+    def __post_init__(self) -> None:
+        if self.token is None and self.host not in ("127.0.0.1", "::1", "localhost"):
+            raise ConfigError(
+                f"a server on {self.host} can be reached by others: give it a token ({TOKEN_VARIABLE}=... or --token-file)"
+            )
+        if (self.certificate is None) != (self.key is None):
+            raise ConfigError("TLS needs both a certificate and a key")
+
+
+def serve(config: ServeConfig) -> None:
+    """Serve until SIGTERM or SIGINT; prints ``ready coproc://HOST:PORT`` on a line of its own when it does.
+
+    Blocks; for the main thread. What is in memory stays there for the next server of the directory, unless this one
+    is embedded and its parent has ended.
+
+    Raises:
+        CoprocError: it can't start; the sentence says why.
+    """
+    stop = threading.Event()
+    orphaned = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if config.parent_pid is not None:
+        _watch_parent(config.parent_pid, stop, orphaned)
+    # Short turns: a thread that sweeps must not wait 5 ms for one that answers a call.
+    sys.setswitchinterval(1e-4)
+    try:
+        tier = Tier(config.directory, config.memory_bytes)
+    except TierError as error:
+        raise as_coproc(error) from None
+    try:
+        if config.wipe:
+            tier.wipe()
+        models = Models(tier)
+        models.recover()
+        tls_server = tls_client = None
+        if config.certificate and config.key:
+            tls_server = TlsServer(config.certificate, config.key)
+            tls_client = TlsClient(config.authority or config.certificate)
+        service = CoprocessorService(tier, models, config.token, tls_client)
+        rpc = RpcServer(config.host, config.port, config.token, tls_server, max_workers=64)
+        rpc.add(lambda s: tier_pb2_grpc.add_TierServicer_to_server(TierService(tier), s), "storage_tier.v1.Tier")
+        rpc.add(lambda s: coproc_pb2_grpc.add_CoprocessorServicer_to_server(service, s), "coproc.v1.Coprocessor")
+        try:
+            port = rpc.start()
+        except TierError as error:
+            models.close()
+            raise as_coproc(error) from None
+        print(f"ready coproc://{target(config.host, port)}", flush=True)
+        while not stop.wait(1.0):
+            service.sample()
+        rpc.stop(grace_s=1.0)
+        service.close()
+        models.close()
+        if orphaned.is_set():
+            tier.wipe()
+    finally:
+        tier.close()
+
+
+def _watch_parent(pid: int, stop: threading.Event, orphaned: threading.Event) -> None:
+    """Stop when process `pid` ends, however it ends."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise Unsupported(f"the parent process {pid} has ended already") from None
+
+    def wait() -> None:
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        while not stop.is_set():
+            if poller.poll(1000):
+                orphaned.set()
+                stop.set()
+        os.close(fd)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+def default_directory() -> Path:
+    """Where a server without --dir keeps its memory: one place a user."""
+    return Path(f"/dev/shm/coproc-{os.getuid()}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a server as told by the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="coproc serve", description="A server of the memory tier, with its coprocessor.")
+    parser.add_argument("--dir", type=Path, default=default_directory(), help="its memory, on tmpfs")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--memory-bytes", type=int)
+    parser.add_argument("--token-file", type=Path)
+    parser.add_argument("--wipe", action="store_true")
+    parser.add_argument("--tls-certificate", type=Path)
+    parser.add_argument("--tls-key", type=Path)
+    parser.add_argument("--tls-authority", type=Path)
+    parser.add_argument("--parent-pid", type=int)
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    token = given.token_file.read_text().strip() if given.token_file else os.environ.get(TOKEN_VARIABLE)
+    try:
+        serve(
+            ServeConfig(
+                directory=given.dir,
+                host=given.host,
+                port=given.port,
+                memory_bytes=given.memory_bytes,
+                token=token or None,
+                wipe=given.wipe,
+                certificate=given.tls_certificate,
+                key=given.tls_key,
+                authority=given.tls_authority,
+                parent_pid=given.parent_pid,
+            )
+        )
+    except (CoprocError, TierError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

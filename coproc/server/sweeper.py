@@ -1,0 +1,156 @@
+"""Applies a model's log to one shard: plan a pass, sweep it into the back, publish, wake who waits."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coproc import optim, probe
+from coproc.consistency import Bsp
+from coproc.descent import SWEEP_WIDTH, Sweep, plan_sweep
+from coproc.shared import control as ctl
+from coproc.shared import published as pub
+from coproc.shared import seats
+from coproc.shared.control import Control
+from coproc.shared.published import Published
+from coproc.shared.seats import Seat
+from coproc.spec import ModelSpec
+
+# Entries looked at for one pass: more than it can take, so that a pass is never short for want of looking.
+_LOOK_AHEAD = 4 * SWEEP_WIDTH
+
+
+class SeatMap:
+    """The seats of a model as one server has mapped them; follows the seat table of the control region."""
+
+    def __init__(self, spec: ModelSpec, control: Control) -> None:
+        self._spec = spec
+        self._control = control
+        self._changed = -1
+        self.open: dict[int, tuple[int, Seat]] = {}
+        """Seat number -> (generation, mapped seat)."""
+
+    def refresh(self) -> None:
+        """Map seats that were given and forget those that were taken back since the last look. One word if none."""
+        changed = self._control.general.load(ctl.SEATS_CHANGED)
+        if changed == self._changed:
+            return
+        for number in range(ctl.MAX_SEATS):
+            state, _, generation, depth = self._control.seats.row(number * ctl.ROW, 4)
+            known = self.open.get(number)
+            if known is not None and (state != ctl.SEAT_OPEN or known[0] != generation):
+                known[1].close()
+                del self.open[number]
+                known = None
+            if state == ctl.SEAT_OPEN and known is None:
+                seat = Seat.open(
+                    self._spec.seat_path(number, generation), depth, self._spec.layout.size if depth else 0
+                )
+                self.open[number] = (generation, seat)
+        self._changed = changed
+
+    def pins(self) -> list[int]:
+        """The versions that readers hold."""
+        return [pin for _, seat in self.open.values() if (pin := seat.words.load(seats.PIN)) != seats.NO_PIN]
+
+
+class Sweeper:
+    """The only writer of one shard."""
+
+    def __init__(self, spec: ModelSpec, number: int, control: Control, shard: Published, seat_map: SeatMap) -> None:
+        self.number = number
+        self.shard = shard
+        self._spec = spec
+        self._control = control
+        self._seats = seat_map
+        place = spec.shards[number]
+        self._lo, self._hi = place.lo, place.hi
+        self._streamed = shard.size >= optim.STREAM_FROM
+        self._kernel = optim.compile_sweep(spec.optimizer)
+        self.blocked = False
+        """The last pass found no back buffer: readers hold them all."""
+        consistency = spec.consistency
+        counts = optim.synchronous_counts(consistency.workers) if isinstance(consistency, Bsp) else []
+        # Compiled before the model takes its first gradient, never inside a round.
+        optim.warm(spec.optimizer, [*counts, *optim.ASYNCHRONOUS_COUNTS], self._streamed)
+        self._scratch = np.empty(optim.SCRATCH_FLOATS, np.float32)
+        self._leases_count_for_copying = ctl.MAX_SEATS if isinstance(consistency, Bsp) else spec.buffers - 2
+        shard.forget_unpublished()
+        self.version, _, bank = shard.front()
+        self.position, self._updates, self._rate = shard.bank_words(bank)
+        shard.words.store(pub.APPLIED, self.position)
+
+    def advance(self) -> bool:
+        """Apply what one pass over memory can; False if there is nothing, or readers hold every back buffer."""
+        head = self._control.head
+        if head == self.position:
+            return False
+        stop = min(head, self.position + _LOOK_AHEAD)
+        entries = self._control.entries(self.position, stop)
+        if entries[-1].following:  # a record is applied whole
+            entries += self._control.entries(stop, stop + entries[-1].following)
+        self._seats.refresh()
+        plan = plan_sweep(entries, self.position, self.version, self._seats.pins())
+        crowded = head - self.shard.kept_from > ctl.LOG_ENTRIES // 2
+        if plan.updates or plan.version != self.version or crowded:
+            if not self._sweep(plan):
+                return False
+        elif plan.learning_rate_word is not None:
+            self._rate = plan.learning_rate_word
+        self.position, self.version = plan.position, plan.version
+        self.shard.words.store(pub.APPLIED, self.position)
+        return True
+
+    def _sweep(self, plan: Sweep) -> bool:
+        shard = self.shard
+        back = shard.claim_back(self._seats.pins)
+        self.blocked = back is None
+        if back is None:
+            shard.words.store(pub.COPY_ONLY, 1)
+            return False
+        probe.hit("sweep.before")
+        _, front, bank = shard.front()
+        self._apply(
+            plan, (shard.buffers[front], *shard.banks[bank]), (shard.buffers[back], *shard.banks[1 - bank])
+        )
+        self._updates += len(plan.updates)
+        if plan.learning_rate_word is not None:
+            self._rate = plan.learning_rate_word
+        leased = {pin for pin in self._seats.pins() if pin != plan.version}
+        shard.words.store(pub.COPY_ONLY, int(len(leased) >= self._leases_count_for_copying))
+        probe.hit("publish.before")
+        shard.publish(plan.version, back, 1 - bank, plan.position, self._updates, self._rate)
+        probe.hit("publish.after")
+        shard.words.ring(pub.BELL)
+        return True
+
+    def _apply(self, plan: Sweep, front: tuple[NDArray[np.float32], ...], back: tuple[NDArray[np.float32], ...]) -> None:
+        if not plan.updates:
+            for source, target in zip(front, back, strict=True):
+                target[:] = source
+            return
+        optimizer, rate = self._spec.optimizer, ctl.word_to_float(self._rate)
+        gradients = tuple(
+            tuple(self._seats.open[m.seat][1].slots[m.slot][self._lo : self._hi] for m in members)
+            for members in plan.updates
+        )
+        weights = tuple(
+            tuple(np.float32(m.examples / total) for m in members)
+            for members in plan.updates
+            for total in (sum(m.examples for m in members),)
+        )
+        constants = tuple(
+            optimizer.constants(self._updates + i + 1, rate) for i in range(len(plan.updates))
+        )
+        if not probe.armed():
+            optim.apply(self._kernel, gradients, weights, constants, front, back, self._scratch, self._streamed)
+            return
+        # Under test a sweep can be killed in its middle; the result does not depend on where it is cut.
+        middle = self.shard.size // 2 // 16 * 16
+        for cut in (slice(None, middle), slice(middle, None)):
+            if cut.start:
+                probe.hit("sweep.middle")
+            part = tuple(tuple(g[cut] for g in members) for members in gradients)
+            fronts, backs = tuple(x[cut] for x in front), tuple(x[cut] for x in back)
+            if fronts[0].size:
+                optim.apply(self._kernel, part, weights, constants, fronts, backs, self._scratch, self._streamed)

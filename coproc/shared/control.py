@@ -1,0 +1,223 @@
+"""The control region of a model: its order (the log), its workers (the ledger), and who is being waited for.
+
+Written by the sequencer (the server of shard 0) alone, but for two things that near clients write: the bell,
+and for each worker the last step it has claimed. Everything is 64-bit words; see `storage_tier.words`.
+
+Record n of the log is what turns version n-1 into version n, or a change of membership or of a setting. It is
+stored as one entry for each member; `HEAD`, the count of entries, is stored last and is the commit point. The
+ledger (worker -> next step) is the log's own sum: it is updated after `HEAD`, and a restart replays over it the
+entries that are still there, which changes nothing unless the sequencer was killed in between.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from coproc import probe
+from storage_tier.regions import Region, align
+
+ROW = 8  # words in a row of a table: one cache line
+
+# General words, grouped by writer so that no two writers share a cache line.
+EPOCH, STATE = 0, 1
+HEAD, SLOWEST, WORKERS_USED, SEATS_CHANGED, LOST_WORKER = 8, 9, 10, 11, 12
+FAILED = 2  # a server's thread ended by an error
+SLEEPING = 16
+BELL = 24
+_GENERAL_WORDS = 64
+
+LIVE, DELETED = 1, 2
+
+MAX_WORKERS = 4096
+MAX_SEATS = 512
+LOG_ENTRIES = 8192
+
+
+class Kind(IntEnum):
+    """What a record of the log does."""
+
+    DESCEND = 1
+    JOIN = 2
+    LEAVE = 3
+    HYPER = 4
+
+
+class Presence(IntEnum):
+    """State of a worker in the ledger."""
+
+    UNKNOWN = 0
+    JOINED = 1
+    LEFT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One member of one record."""
+
+    version: int
+    """The model's version once the record is applied."""
+    kind: Kind
+    worker: int
+    step: int
+    """DESCEND: the worker's step. JOIN: its offset (round = step + offset). HYPER: the bits of a float64."""
+    seat: int
+    slot: int
+    examples: int
+    """0 if the member gives no gradient (a skipped step)."""
+    following: int
+    """How many entries of the same record come after this one."""
+
+
+# Worker table: words of a row.
+PRESENCE, NEXT_STEP, OFFSET = 0, 1, 2
+# Seat table: words of a row.
+SEAT_STATE, SEAT_WORKER, SEAT_GENERATION, SEAT_DEPTH = 0, 1, 2, 3
+SEAT_FREE, SEAT_OPEN = 0, 1
+
+
+class Control:
+    """The mapped control region. One sequencer writes; everybody on the host may read at any time."""
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        self.general = region.words(0, _GENERAL_WORDS)
+        at = _GENERAL_WORDS * 8
+        self.workers = region.words(at, MAX_WORKERS * ROW)
+        at += MAX_WORKERS * ROW * 8
+        self.claims = region.words(at, MAX_WORKERS)
+        at += MAX_WORKERS * 8
+        self.seats = region.words(at, MAX_SEATS * ROW)
+        at += MAX_SEATS * ROW * 8
+        self._log = region.words(at, LOG_ENTRIES * ROW)
+        self._log_rows = region.array(at, "i8", LOG_ENTRIES * ROW).reshape(LOG_ENTRIES, ROW)
+
+    @staticmethod
+    def size_bytes() -> int:
+        """Size of every control region."""
+        words = _GENERAL_WORDS + MAX_WORKERS * ROW + MAX_WORKERS + MAX_SEATS * ROW + LOG_ENTRIES * ROW
+        return align(words * 8, 4096)
+
+    @classmethod
+    def create(cls, path: Path, epoch: int) -> Control:
+        """Create the region of a new model; live from here on."""
+        control = cls(Region.create(path, cls.size_bytes(), "control"))
+        for worker in range(MAX_WORKERS):
+            control.claims.store(worker, -1)
+        control.general.store(EPOCH, epoch)
+        control.general.store(STATE, LIVE)
+        return control
+
+    @classmethod
+    def open(cls, path: Path) -> Control:
+        """Map the region of an existing model.
+
+        Raises:
+            RegionNotFound, CorruptRegion: as `Region.open`.
+        """
+        return cls(Region.open(path, populate=True))
+
+    @property
+    def epoch(self) -> int:
+        return self.general.load(EPOCH)
+
+    @property
+    def deleted(self) -> bool:
+        return self.general.load(STATE) == DELETED
+
+    # -- the log ---------------------------------------------------------------------------------------------
+
+    @property
+    def head(self) -> int:
+        """How many entries are committed: the position after the last record."""
+        return self.general.load(HEAD)
+
+    @property
+    def head_version(self) -> int:
+        """The version that the log's last record makes."""
+        head = self.head
+        return self._log.load(((head - 1) % LOG_ENTRIES) * ROW) if head else 0
+
+    def append(self, entries: list[Entry]) -> int:
+        """Commit one record; atomic, durable against SIGKILL once it returns. Sequencer only. Never blocks.
+
+        The caller sees to it that the record fits: `LOG_ENTRIES` behind the slowest shard is the limit.
+
+        Returns:
+            The position after the record.
+        """
+        head = self.head
+        rows = self._log_rows
+        for i, e in enumerate(entries):
+            rows[(head + i) % LOG_ENTRIES] = (
+                e.version, e.kind, e.worker, e.step, e.seat, e.slot, e.examples, e.following,
+            )  # fmt: skip
+        probe.hit("log.append.before")
+        self.general.store(HEAD, head + len(entries))
+        probe.hit("log.append.after")
+        for e in entries:
+            self._sum(e)
+        return head + len(entries)
+
+    def entries(self, start: int, stop: int) -> list[Entry]:
+        """The committed entries at positions [start, stop), which must still be in the log."""
+        rows = self._log_rows
+        found: list[Entry] = []
+        for position in range(start, stop):
+            v, k, w, s, seat, slot, x, f = rows[position % LOG_ENTRIES].tolist()
+            found.append(Entry(v, Kind(k), w, s, seat, slot, x, f))
+        return found
+
+    def replay(self) -> None:
+        """Bring the ledger up to the log after a restart; idempotent. Sequencer only."""
+        head = self.head
+        for entry in self.entries(max(0, head - LOG_ENTRIES), head):
+            self._sum(entry, replayed=True)
+
+    def _sum(self, e: Entry, replayed: bool = False) -> None:
+        row = e.worker * ROW
+        if e.kind is Kind.DESCEND:
+            if not replayed or self.workers.load(row + NEXT_STEP) <= e.step:
+                self.workers.store(row + NEXT_STEP, e.step + 1)
+        elif e.kind is Kind.JOIN:
+            self.workers.store(row + OFFSET, e.step)
+            self.workers.store(row + PRESENCE, Presence.JOINED)
+            if e.worker >= self.general.load(WORKERS_USED):
+                self.general.store(WORKERS_USED, e.worker + 1)
+        elif e.kind is Kind.LEAVE:
+            self.workers.store(row + PRESENCE, Presence.LEFT)
+
+    # -- the ledger ------------------------------------------------------------------------------------------
+
+    def ledger(self) -> Iterator[tuple[int, Presence, int, int]]:
+        """(worker, presence, next step, offset) of each worker that ever joined."""
+        for worker in range(self.general.load(WORKERS_USED)):
+            presence, next_step, offset = self.workers.row(worker * ROW, 3)
+            if presence:
+                yield worker, Presence(presence), next_step, offset
+
+    def next_step(self, worker: int) -> int:
+        """The first step of this worker that is not in the log."""
+        return self.workers.load(worker * ROW + NEXT_STEP)
+
+    def claimed(self, worker: int) -> int:
+        """The last step that an attempt of this worker says is committed in its slots, or -1."""
+        return self.claims.load(worker)
+
+    def claim(self, worker: int, step: int) -> None:
+        """Say that `step` of `worker` is committed (after it is). Two attempts may race: a hint, not a promise."""
+        if self.claims.load(worker) < step:
+            self.claims.store(worker, step)
+
+
+def float_to_word(value: float) -> int:
+    """The bits of a float64 as a signed 64-bit integer."""
+    return int(struct.unpack("<q", struct.pack("<d", value))[0])
+
+
+def word_to_float(word: int) -> float:
+    """The float64 whose bits are `word`."""
+    return float(struct.unpack("<d", struct.pack("<q", word))[0])

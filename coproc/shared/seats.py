@@ -1,0 +1,126 @@
+"""A seat: what one live attempt of a worker, or one reader, holds of a model.
+
+It is a region of its own: a line of words that the holder writes (what it has committed, which version it
+looks at), a line that the server writes (what it has taken and freed, whether the seat is closed), and the
+slots, in which gradients are born. Twins (two live attempts of one worker) have two seats, so they cannot mix.
+The holder keeps the region's lock; when it dies, however it dies, the server sees that the lock is free.
+
+Commit: write the gradient, write the slot's line, store HEAD, fence, look at CLOSED. The server closes a seat by
+storing CLOSED, fence, and one more look at HEAD: whatever the holder believes committed is taken.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coproc.shared.control import ROW, float_to_word, word_to_float
+from storage_tier.regions import Region, align
+
+# Written by the holder.
+HEAD, PIN, TAKEN, WAITING = 0, 1, 2, 3
+# Written by the server.
+TAIL, CLOSED = 16, 17
+# A bell that the server rings when slots are freed.
+BELL = 24
+_WORDS = 64
+NO_PIN = -1
+
+# Slot line.
+STEP, EXAMPLES, READ_VERSION, LOSS, PID = 0, 1, 2, 3, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What a slot's line says about the gradient in it."""
+
+    step: int
+    examples: int
+    """Mini-batch size the gradient is the mean of; 0 for a skipped step without a gradient."""
+    read_version: int
+    loss: float
+    """Mean loss over those examples, NaN if not told."""
+
+
+class Seat:
+    """A mapped seat of `depth` slots with `size` float32 elements each (`depth` 0: a reader's)."""
+
+    def __init__(self, region: Region, depth: int, size: int) -> None:
+        self.region = region
+        self.depth = depth
+        self.words = region.words(0, _WORDS)
+        self._lines = region.words(_WORDS * 8, depth * ROW) if depth else None
+        start = align(_WORDS * 8 + depth * ROW * 8, 4096)
+        # Five lines of padding, so that the slots' streams do not fall on the same offset of a page.
+        stride = align(size * 4) + 5 * 64
+        self.slots: list[NDArray[np.float32]] = [
+            region.array(start + i * stride, np.float32, size) for i in range(depth)
+        ]
+
+    @staticmethod
+    def size_bytes(depth: int, size: int) -> int:
+        """Bytes of a seat's region."""
+        return align(align(_WORDS * 8 + depth * ROW * 8, 4096) + depth * (align(size * 4) + 5 * 64), 4096)
+
+    @classmethod
+    def create(cls, path: Path, depth: int, size: int) -> Seat:
+        """Create the region, fully allocated. Server only.
+
+        Raises:
+            OutOfMemory: the tmpfs has no room.
+        """
+        seat = cls(Region.create(path, cls.size_bytes(depth, size), "seat"), depth, size)
+        seat.words.store(PIN, NO_PIN)
+        return seat
+
+    @classmethod
+    def open(cls, path: Path, depth: int, size: int) -> Seat:
+        """Map an existing seat."""
+        return cls(Region.open(path, populate=True), depth, size)
+
+    @classmethod
+    def take(cls, path: Path, depth: int, size: int) -> Seat:
+        """Map a seat and hold it for as long as this process lives. Holder only."""
+        seat = cls.open(path, depth, size)
+        seat.region.hold()
+        seat.words.store(TAKEN, os.getpid())
+        return seat
+
+    def write_line(self, slot: int, commit: Commit) -> None:
+        """Describe the gradient in `slot`; part of a commit, before HEAD is stored."""
+        assert self._lines is not None
+        row = slot * ROW
+        lines = self._lines
+        lines.store(row + STEP, commit.step)
+        lines.store(row + EXAMPLES, commit.examples)
+        lines.store(row + READ_VERSION, commit.read_version)
+        lines.store(row + LOSS, float_to_word(commit.loss))
+
+    def read_line(self, slot: int) -> Commit:
+        """What the holder wrote about the gradient in `slot`."""
+        assert self._lines is not None
+        step, examples, read_version, loss = self._lines.row(slot * ROW, 4)
+        return Commit(step, examples, read_version, word_to_float(loss))
+
+    @property
+    def free_slots(self) -> int:
+        """How many slots the holder may fill now."""
+        return self.depth - (self.words.load(HEAD) - self.words.load(TAIL))
+
+    @property
+    def closed(self) -> bool:
+        return self.words.load(CLOSED) != 0
+
+    @property
+    def pin(self) -> int:
+        """The version that the holder looks at, or `NO_PIN`."""
+        return self.words.load(PIN)
+
+    def close(self) -> None:
+        """Unmap; a holder's lock is given back. Idempotent."""
+        self.slots.clear()
+        self.region.close()

@@ -1,0 +1,103 @@
+"""What a model is, as plain values: the contents of its `spec.json`, and what servers tell each other and clients."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coproc import consistency, optim
+from coproc.consistency import Consistency
+from coproc.errors import ConfigError
+from coproc.layout import ParamLayout
+from coproc.optim import Optimizer
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class ShardPlace:
+    """Where a contiguous range [lo, hi) of the flat vector is stored and descended."""
+
+    lo: int
+    hi: int
+    server: str
+    """host:port of the server that owns it."""
+    path: str
+    """Its region, for who is on that host."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model's fixed facts. Equal on all servers."""
+
+    name: str
+    layout: ParamLayout
+    optimizer: Optimizer
+    consistency: Consistency
+    slots: int
+    """Gradients one attempt may have in flight."""
+    buffers: int
+    """Parameter buffers of each shard."""
+    home: str = ""
+    """Directory of the model on its sequencer (the server of shard 0)."""
+    shards: tuple[ShardPlace, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"a model's name is 1 to 128 letters, digits, dots, dashes or underscores, not {self.name!r}"
+            )
+        if not 1 <= self.slots <= 64:
+            raise ConfigError(f"slots must be 1 to 64, not {self.slots}")
+        if not 2 <= self.buffers <= 16:
+            raise ConfigError(f"buffers must be 2 to 16, not {self.buffers}")
+
+    @property
+    def control_path(self) -> Path:
+        return Path(self.home) / "control"
+
+    def seat_path(self, seat: int, generation: int) -> Path:
+        """The region of a seat; a seat that is given again gets a region of its own."""
+        return Path(self.home) / "seats" / f"{seat:03d}-{generation}"
+
+    def to_json(self) -> str:
+        """All of it as JSON text."""
+        return json.dumps(
+            {
+                "name": self.name,
+                "tensors": {name: list(shape) for name, shape in self.layout.shapes.items()},
+                "parameters": self.layout.size,
+                "optimizer": self.optimizer.to_config(),
+                "consistency": self.consistency.to_config(),
+                "slots": self.slots,
+                "buffers": self.buffers,
+                "home": self.home,
+                "shards": [vars(place) for place in self.shards],
+            },
+            indent=1,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """The spec that `to_json` wrote.
+
+        Raises:
+            ConfigError: not such a text, or a value that cannot be.
+        """
+        try:
+            raw: dict[str, Any] = json.loads(text)
+            return cls(
+                name=raw["name"],
+                layout=ParamLayout({name: tuple(shape) for name, shape in raw["tensors"].items()}),
+                optimizer=optim.from_config(raw["optimizer"]),
+                consistency=consistency.from_config(raw["consistency"]),
+                slots=int(raw["slots"]),
+                buffers=int(raw["buffers"]),
+                home=str(raw["home"]),
+                shards=tuple(ShardPlace(**place) for place in raw["shards"]),
+            )
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"not the description of a model: {type(error).__name__} {error}") from None

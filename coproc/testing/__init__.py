@@ -1,0 +1,1 @@
+"""Conformance suites, shipped: what a new backend, optimizer or mode has to hold."""

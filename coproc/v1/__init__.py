@@ -1,0 +1,1 @@
+"""Generated from proto/coproc/v1; a test regenerates and compares."""

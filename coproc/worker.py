@@ -1,0 +1,429 @@
+"""The worker loop: pull, compute gradients, push, until the task's share of the data is done.
+
+One loop for every pool and every mode. A task keeps nothing between steps: the step it continues from is
+the exchange's `next_step`, and the position in the data is a function of the step, so any attempt on any
+host computes the same gradient for the same step:
+
+    epoch, place = divmod(step, pushes_per_epoch)        the push covers the batches place * n_send ...
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coproc.data.batches import Batches, Minibatch
+from coproc.data.partition import Partition
+from coproc.errors import ConfigError, Diverged, LeaseExpired, PushRejected, Timeout
+from coproc.grads.base import Batch
+from coproc.modes.base import Exchange, ExchangeSpec
+
+Flat = NDArray[np.float32]
+
+# Longer than the 300 s a synchronous round waits for a lost worker: the server, who knows which worker is
+# missing, is to speak first.
+WAIT_TIMEOUT_S = 330.0
+
+# A lease is lost when the attempt was silent for too long (a suspended host, a server that was restored).
+# Joining again is harmless; an attempt that loses it this often without one push in between never will push.
+REJOIN_LIMIT = 5
+
+# How often a waiting worker looks whether it has been asked to stop.
+STOP_LOOK_S = 0.5
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Where a task finds its partition, and how it cuts it into batches."""
+
+    address: str
+    """Address of the tier, as `coproc://HOST:PORT`."""
+
+    path: str
+    """Path of the partition's block in the tier."""
+
+    token: str | None = None
+    tls: str | None = None
+
+    batch_size: int = 128
+    seed: int = 0
+    scale: float = 1.0
+    """Features are divided by this; 255 brings images of bytes to 0..1."""
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """What one task is to do. Names and numbers only; travels as JSON, a few hundred bytes."""
+
+    run: str
+    """Id of the run."""
+
+    worker: int
+    """The worker = the partition, 0-based. Never the attempt."""
+
+    exchange: ExchangeSpec
+    backend: Mapping[str, Any]
+    """The spec of the gradient backend, as `coproc.grads.create` takes it."""
+
+    data: DataSpec
+
+    pushes_per_epoch: int
+    """Pushes an epoch of this worker's count; where rounds are synchronous, the largest of all workers'."""
+
+    until_step: int
+    """The task ends when this step has been given: the end of a group."""
+
+    end_step: int
+    """Steps of the whole training: at its end the worker leaves."""
+
+    n_fetch: int = 1
+    """Batches from one pull to the next."""
+
+    n_send: int = 1
+    """Batches whose gradients are accumulated into one push."""
+
+    leave_after_task: bool = False
+    """Leave at the end of every task, not only of the last: for where a worker without a task would hold up
+    the others."""
+
+    timeout_s: float = WAIT_TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        for name in ("pushes_per_epoch", "n_fetch", "n_send"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.until_step <= self.end_step:
+            raise ConfigError(f"a task until step {self.until_step} of {self.end_step} has no sense")
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> WorkerTask:
+        """The task written by `to_json`.
+
+        Raises:
+            ConfigError: a field is missing or unknown: two versions of coproc are at work.
+        """
+        parts = json.loads(text)
+        known = {each.name for each in fields(cls)}
+        if not isinstance(parts, dict) or not set(parts) <= known:
+            raise ConfigError(
+                "this task was written by another version of coproc; install the same one on the driver and "
+                "on all executors"
+            )
+        try:
+            return cls(
+                **{
+                    **parts,
+                    "exchange": ExchangeSpec(**parts["exchange"]),
+                    "data": DataSpec(**parts["data"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise ConfigError(
+                f"this task was written by another version of coproc ({error}); install the same one on the "
+                "driver and on all executors"
+            ) from None
+
+
+@dataclass
+class EpochReport:
+    """What one task did in one epoch. Sums, so that reports of several tasks add up."""
+
+    epoch: int
+    """0-based."""
+    pushes: int = 0
+    examples: int = 0
+    loss_sum: float = 0.0
+    """Sum of loss x examples of the pushes that are in the model."""
+    duplicates: int = 0
+    """Pushes of which another attempt's was taken."""
+    skips: int = 0
+    staleness_sum: int = 0
+    """Sum over pushes of (newest version when pushed - version the gradient was computed at)."""
+    staleness_max: int = 0
+    pull_s: float = 0.0
+    """Seconds in pulls and in waiting for a free slot: the waits for others are here."""
+    compute_s: float = 0.0
+    push_s: float = 0.0
+
+    def add(self, other: EpochReport) -> None:
+        """Add what another task did in the same epoch."""
+        for each in fields(self):
+            mine, theirs = getattr(self, each.name), getattr(other, each.name)
+            if each.name == "staleness_max":
+                self.staleness_max = max(mine, theirs)
+            elif each.name != "epoch":
+                setattr(self, each.name, mine + theirs)
+
+
+@dataclass(frozen=True)
+class WorkerReport:
+    """What one task did."""
+
+    worker: int
+    first_step: int
+    next_step: int
+    """The step another task would continue from."""
+    epochs: tuple[EpochReport, ...]
+    stopped: bool
+    """It ended early because the driver asked."""
+    wall_s: float
+    """Seconds of the loop, opening of data and exchange included."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> WorkerReport:
+        parts = json.loads(text)
+        return cls(**{**parts, "epochs": tuple(EpochReport(**each) for each in parts["epochs"])})
+
+
+class Backend(Protocol):
+    """The part of a gradient backend that the loop needs."""
+
+    def value_and_grad(self, params: Flat, batch: Batch, *, out: Flat, accumulate: bool = False) -> float: ...
+
+
+class Source(Protocol):
+    """The part of `coproc.data.batches.Batches` that the loop needs."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def examples(self, first: int, stop: int) -> int: ...
+
+    def batch(self, epoch: int, k: int) -> Minibatch: ...
+
+
+def never() -> bool:
+    """The default of `stop`: nobody asks."""
+    return False
+
+
+class Stopped(Exception):
+    """The driver asked to stop while the loop waited. Stays in this module."""
+
+
+class Loop:
+    """One attempt of one task: the exchange, the backend and the source it was given, and its report."""
+
+    def __init__(
+        self,
+        task: WorkerTask,
+        exchange: Exchange,
+        backend: Backend,
+        source: Source,
+        stop: Callable[[], bool] = never,
+    ) -> None:
+        if task.n_fetch < 1 or task.n_send < 1:
+            raise ConfigError("n_fetch and n_send must be at least 1")
+        self.task = task
+        self.exchange = exchange
+        self.backend = backend
+        self.source = source
+        self.stop = stop
+        self.epochs: dict[int, EpochReport] = {}
+        self.stopped = False
+        # A pull may be a view that the next push takes back; it has to outlive a push exactly where a
+        # fetch does not come with (or before) every push.
+        self._keep_copy = task.n_send % task.n_fetch != 0
+        self._params: Flat | None = None
+        self._read_version = 0
+
+    def run(self) -> None:
+        """Go on from the exchange's next step until the task's last one.
+
+        Raises:
+            Diverged: the loss or a gradient is not finite any more; nothing of that step was pushed.
+            LeaseExpired, Timeout, WorkerLost, Unreachable: from the exchange; what was pushed stays.
+        """
+        while (step := self.exchange.next_step) < self.task.until_step:
+            if self.stop():
+                self.stopped = True
+                return
+            try:
+                self._one_step(step)
+            except Stopped:
+                self.stopped = True
+                return
+        if self.task.until_step >= self.task.end_step or self.task.leave_after_task:
+            self.exchange.leave()
+
+    def _one_step(self, step: int) -> None:
+        task = self.task
+        epoch, place = divmod(step, task.pushes_per_epoch)
+        report = self.epochs.setdefault(epoch, EpochReport(epoch))
+        first = place * task.n_send
+        stop = min(first + task.n_send, self.source.steps_per_epoch)
+        if first >= stop:
+            began = time.perf_counter()
+            self.exchange.skip(step=step, timeout_s=task.timeout_s)
+            report.push_s += time.perf_counter() - began
+            report.skips += 1
+            return
+
+        began = time.perf_counter()
+        out = self._wait(lambda wait_s: self.exchange.gradient(timeout_s=wait_s), step)
+        report.pull_s += time.perf_counter() - began
+
+        loss_sum, examples = 0.0, self.source.examples(first, stop)
+        for index in range(first, stop):
+            began = time.perf_counter()
+            params = self._fetch(index, step)
+            pulled = time.perf_counter()
+            features, labels, key = self.source.batch(epoch, index)
+            # One denominator for all batches of a push: their sum is the mean over all its examples.
+            batch = Batch(features, labels, examples, key)
+            loss = self.backend.value_and_grad(params, batch, out=out, accumulate=index > first)
+            loss_sum += loss * len(features)
+            report.pull_s += pulled - began
+            report.compute_s += time.perf_counter() - pulled
+        loss = loss_sum / examples
+        if not math.isfinite(loss):
+            raise self._diverged(step, epoch, f"the loss is {loss}")
+
+        began = time.perf_counter()
+        staleness = max(0, self.exchange.version - self._read_version)
+        try:
+            receipt = self.exchange.push(step=step, examples=examples, loss=loss, timeout_s=task.timeout_s)
+        except PushRejected:
+            if np.isfinite(out).all():
+                raise
+            raise self._diverged(step, epoch, f"the gradient is not finite (loss {loss:.4g})") from None
+        report.push_s += time.perf_counter() - began
+        if not self._keep_copy:
+            self._params = None
+        if receipt.duplicate:
+            report.duplicates += 1
+            return
+        report.pushes += 1
+        report.examples += examples
+        report.loss_sum += loss_sum
+        report.staleness_sum += staleness
+        report.staleness_max = max(report.staleness_max, staleness)
+
+    def _fetch(self, index: int, step: int) -> Flat:
+        """The parameters for batch `index` of the epoch: pulled every `n_fetch` batches."""
+        params = self._params
+        if params is None or index % self.task.n_fetch == 0:
+            self._params = None
+            pulled = self._wait(lambda wait_s: self.exchange.pull(timeout_s=wait_s), step)
+            self._read_version = pulled.version
+            params = pulled.flat.copy() if self._keep_copy else pulled.flat
+            self._params = params
+        return params
+
+    def _wait(self, wait: Callable[[float], T], step: int) -> T:
+        """Wait for others in slices, so that a stop is seen while nothing moves."""
+        deadline = time.monotonic() + self.task.timeout_s
+        while True:
+            left_s = deadline - time.monotonic()
+            try:
+                return wait(max(0.0, min(STOP_LOOK_S, left_s)))
+            except Timeout as error:
+                if self.stop():
+                    raise Stopped from None
+                if left_s <= STOP_LOOK_S:
+                    raise Timeout(
+                        f"worker {self.task.worker} waited {self.task.timeout_s:.0f} s at step {step}: "
+                        f"{error}"
+                    ) from error
+
+    def _diverged(self, step: int, epoch: int, what: str) -> Diverged:
+        return Diverged(
+            f"training diverged: worker {self.task.worker} found at step {step} (epoch {epoch + 1}) that "
+            f"{what}; try a learning rate ten times smaller, or check the scale of the features"
+        )
+
+
+def run_worker(
+    task: WorkerTask,
+    *,
+    stop: Callable[[], bool] = never,
+    open_exchange: Callable[[WorkerTask], Exchange] | None = None,
+    open_source: Callable[[WorkerTask], Source] | None = None,
+    open_backend: Callable[[WorkerTask], Backend] | None = None,
+) -> WorkerReport:
+    """Do what `task` says, in this thread, and report.
+
+    Joins again when the attempt's lease was lost. On any error the exchange is aborted: what was pushed
+    stays, the worker's membership too, so that another attempt can continue.
+
+    Args:
+        stop: asked before every step; True ends the task early with `stopped` in its report.
+        open_exchange, open_source, open_backend: how the parts are opened; given by tests.
+
+    Raises:
+        As `Loop.run`.
+    """
+    began = time.perf_counter()
+    source = (open_source or _open_source)(task)
+    backend = (open_backend or _open_backend)(task)
+    epochs: dict[int, EpochReport] = {}
+    first_step: int | None = None
+    lost_count = 0
+    while True:
+        exchange = (open_exchange or _open_exchange)(task)
+        try:
+            joined_at = exchange.next_step
+            first_step = joined_at if first_step is None else first_step
+            loop = Loop(task, exchange, backend, source, stop)
+            loop.epochs = epochs
+            loop.run()
+            next_step = exchange.next_step
+            exchange.close()
+        except LeaseExpired:
+            lost_count = lost_count + 1 if exchange.next_step == joined_at else 0
+            exchange.abort()
+            if lost_count >= REJOIN_LIMIT:
+                raise
+            continue
+        except BaseException:
+            exchange.abort()
+            raise
+        return WorkerReport(
+            worker=task.worker,
+            first_step=first_step,
+            next_step=next_step,
+            epochs=tuple(epochs[each] for each in sorted(epochs)),
+            stopped=loop.stopped,
+            wall_s=time.perf_counter() - began,
+        )
+
+
+def _open_source(task: WorkerTask) -> Source:
+    """The task's partition in the tier: near a view of its memory, far a copy."""
+    from storage_tier import TierClient
+
+    data = task.data
+    with TierClient(data.address, token=data.token) as tier:
+        block = tier.open(data.path)
+        # Arrays over the block's data keep it mapped as long as they live.
+        rows = Partition.open(block.data, block.metadata)
+    return Batches(rows, data.batch_size, data.seed, task.worker, data.scale)
+
+
+def _open_backend(task: WorkerTask) -> Backend:
+    """The gradient backend that the task describes."""
+    from coproc import grads
+
+    return grads.create(task.backend)
+
+
+def _open_exchange(task: WorkerTask) -> Exchange:
+    """Join the task's run as the task's worker."""
+    from coproc.modes.base import open_exchange
+
+    return open_exchange(task.exchange, task.worker, timeout_s=task.timeout_s)

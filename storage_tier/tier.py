@@ -1,0 +1,552 @@
+"""The local store of one server: its directory, its lock, its blocks and its budget. No sockets.
+
+    DIRECTORY/lock            held (flock) by the one live owner; contains its pid
+    DIRECTORY/identity.json   server id for life, epoch of the last start
+    DIRECTORY/nonce           random bytes of this start: who can read them is on this host
+    DIRECTORY/blocks/...      one sealed file a block; the files are the catalog, a restart reads their headers
+
+A near writer links its file into blocks/ by itself and tells the tier afterwards; the link is the commit point. So the
+tier looks at the disk before it says that a block is not there.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+import uuid
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from storage_tier.blocks import (
+    Block,
+    BlockInfo,
+    BlockWriter,
+    Metadata,
+    block_file,
+    clean_metadata,
+    clean_path,
+    clean_prefix,
+    delete_file,
+    is_below,
+    payload_offset_bytes,
+    read_info,
+    scan,
+)
+from storage_tier.budget import Budget, check_shared_memory, default_limit_bytes
+from storage_tier.errors import (
+    BlockExists,
+    BlockNotFound,
+    CorruptBlock,
+    DirectoryInUse,
+    DirectoryRefused,
+    InvalidRequest,
+    OutOfMemory,
+    ReservationLost,
+    Unsupported,
+)
+from storage_tier.host import NONCE_NAME, TEMPORARY_PREFIX, write_nonce, write_whole
+
+LOCK_NAME = "lock"
+IDENTITY_NAME = "identity.json"
+BLOCKS_NAME = "blocks"
+# A near writer has this long from CreateBlock to CommitBlock: 57 MB take 15 ms, a busy host a hundred times that.
+RESERVATION_TTL_S = 60.0
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Memory set aside for a block that somebody else writes into `directory`."""
+
+    id: str
+    path: str
+    directory: Path
+    file_bytes: int
+    expires_s: float
+    """On the monotonic clock."""
+
+
+@dataclass(frozen=True)
+class TierStatus:
+    """What a server holds at one moment."""
+
+    server_id: str
+    epoch: int
+    directory: str
+    memory_used_bytes: int
+    memory_limit_bytes: int
+    block_count: int
+    block_bytes: int
+    reservation_count: int
+    started_ns: int
+    damaged_count: int
+    damaged: tuple[str, ...]
+    """Sentences about files below blocks/ that are not served; over the wire only the first of them."""
+
+
+class Tier:
+    """The store. Thread-safe. Its directory outlives it on purpose: the next `Tier` there goes on with the same blocks."""
+
+    def __init__(self, directory: Path, memory_bytes: int | None = None) -> None:
+        """Take the directory (made if missing, mode 0700), count a new epoch, rebuild the list of blocks.
+
+        Deletes nothing but half-written temporaries.
+
+        Args:
+            directory: on tmpfs, as a rule below /dev/shm; belongs to this tier alone.
+            memory_bytes: the budget; None means 0.8 of what is free there now.
+
+        Raises:
+            DirectoryInUse: another live server owns it; its pid is in the sentence.
+            DirectoryRefused: it belongs to another user, or it holds files that are not a tier's.
+            OutOfMemory: the file system has no room for `memory_bytes`.
+            Unsupported: not Linux, or a file system without unnamed files.
+        """
+        if sys.platform != "linux":
+            raise Unsupported(f"a tier needs Linux (tmpfs, unnamed files, flock), and this is {sys.platform}")
+        self.directory = Path(os.path.abspath(directory))
+        _make_directory(self.directory)
+        self._lock_fd = _take_lock(self.directory)
+        try:
+            _refuse_foreign(self.directory)
+            for temporary in self.directory.glob(TEMPORARY_PREFIX + "*"):
+                temporary.unlink(missing_ok=True)
+            self.blocks_directory = self.directory / BLOCKS_NAME
+            self.blocks_directory.mkdir(mode=0o700, exist_ok=True)
+            held_bytes = _held_bytes(self.directory)
+            if memory_bytes is None:
+                memory_bytes = default_limit_bytes(self.directory, held_bytes)
+            else:
+                check_shared_memory(self.directory, memory_bytes - held_bytes)
+            self.budget = Budget(memory_bytes)
+            self._lock = threading.Lock()
+            self._reservations: dict[str, Reservation] = {}
+            self._blocks: dict[str, BlockInfo] = {}
+            self._paths: list[str] = []  # the keys of _blocks, sorted
+            found, self._damaged = scan(self.blocks_directory)
+            for info in found:
+                self._index(info)
+            # Both are durable before the first client can see them.
+            self.server_id, self.epoch = _next_epoch(self.directory)
+            self.nonce = write_nonce(self.directory)
+            self.started_ns = time.time_ns()
+        except BaseException:
+            os.close(self._lock_fd)
+            raise
+
+    @property
+    def nonce_path(self) -> Path:
+        """The file whose readers are near."""
+        return self.directory / NONCE_NAME
+
+    @property
+    def blocks(self) -> dict[str, BlockInfo]:
+        """A copy of the list of blocks by path."""
+        with self._lock:
+            return dict(self._blocks)
+
+    @property
+    def damaged(self) -> tuple[str, ...]:
+        """Sentences about files below blocks/ that are not served."""
+        return tuple(self._damaged)
+
+    # ------------------------------------------------------------------ write
+
+    def reserve(self, path: str, file_bytes: int, ttl_s: float = RESERVATION_TTL_S) -> Reservation:
+        """Set memory aside for a block that a process of this host will write and link itself.
+
+        Several may write one path: the first link wins.
+
+        Raises:
+            BlockExists, InvalidPath, InvalidRequest; OutOfMemory: over the budget or the file system's room.
+        """
+        path = clean_path(path)
+        if not 0 < file_bytes < 1 << 51:
+            raise InvalidRequest(f"{path}: a block's file cannot have {file_bytes:,} bytes")
+        with self._lock:
+            self._expire()
+            self._refuse_existing(path)
+            check_shared_memory(self.blocks_directory, file_bytes)
+            reservation = Reservation(
+                uuid.uuid4().hex, path, self.blocks_directory, file_bytes, time.monotonic() + ttl_s
+            )
+            self.budget.charge(_writing(reservation), file_bytes)
+            self._reservations[reservation.id] = reservation
+            return reservation
+
+    def commit(self, reservation_id: str) -> BlockInfo:
+        """Take over the block that was linked under a reservation.
+
+        Raises:
+            ReservationLost: unknown, or its time ran out. What was linked is served all the same.
+            BlockNotFound: nothing was linked; the reservation is gone.
+            CorruptBlock: what was linked is not this block; it is not served.
+            OutOfMemory: it is larger than reserved, and that does not fit. It was deleted.
+        """
+        with self._lock:
+            self._expire()
+            reservation = self._reservations.pop(reservation_id, None)
+            if reservation is None:
+                raise ReservationLost(
+                    f"there is no reservation {reservation_id!r:.60}: it was committed or aborted before, its time "
+                    "ran out, or the server was started anew"
+                )
+            try:
+                info = self._read(reservation.path)
+                self.budget.transfer(_writing(reservation), _stored(info.path), info.file_bytes)
+            except OutOfMemory:
+                self._forget(reservation.path)
+                delete_file(self.blocks_directory, reservation.path)
+                raise
+            finally:
+                self.budget.release(_writing(reservation))
+            self._index(info)
+            return info
+
+    def abort(self, reservation_id: str) -> None:
+        """Give a reservation back. An unknown one is no error: aborting twice is fine."""
+        with self._lock:
+            reservation = self._reservations.pop(reservation_id, None)
+            if reservation is not None:
+                self.budget.release(_writing(reservation))
+
+    def put(
+        self, path: str, size_bytes: int, buffers: Iterable[Any], metadata: Metadata | None = None
+    ) -> BlockInfo:
+        """Write a block from buffers that may come one by one; `size_bytes` is their sum. One copy.
+
+        Published whole or not at all; an exception out of `buffers` publishes nothing.
+
+        Raises:
+            BlockExists, InvalidPath, InvalidRequest (the buffers are not `size_bytes` long), OutOfMemory.
+        """
+        metadata = clean_metadata(metadata)
+        path = clean_path(path)
+        if size_bytes < 0:
+            raise InvalidRequest(f"{path}: a block cannot have {size_bytes:,} bytes")
+        reservation = self.reserve(path, payload_offset_bytes(path, metadata) + size_bytes)
+        try:
+            with BlockWriter(self.blocks_directory, path, metadata) as writer:
+                for buffer in buffers:
+                    writer.write(buffer)
+                    if writer.size_bytes > size_bytes:
+                        raise InvalidRequest(f"{path}: {size_bytes:,} bytes were announced, and more came")
+                if writer.size_bytes < size_bytes:
+                    raise InvalidRequest(
+                        f"{path}: {size_bytes:,} bytes were announced, and {writer.size_bytes:,} came"
+                    )
+                info = writer.commit()
+            with self._lock:
+                # Deleted again before we got here: then there is nothing to list.
+                if block_file(self.blocks_directory, path).exists():
+                    self.budget.transfer(_writing(reservation), _stored(path), info.file_bytes)
+                    self._index(info)
+            return info
+        finally:
+            self.abort(reservation.id)
+
+    # ------------------------------------------------------------------- read
+
+    def info(self, path: str) -> BlockInfo:
+        """What a block is. A block that a near writer linked without telling is found on disk and listed from now on.
+
+        Raises:
+            BlockNotFound, InvalidPath; CorruptBlock: there is a file of this name, and it is not this block.
+        """
+        path = clean_path(path)
+        with self._lock:
+            found = self._blocks.get(path)
+            if found is None:
+                found = self._read(path)
+                self._index(found)
+            return found
+
+    def local_path(self, path: str) -> Path:
+        """The file of a block, whether it exists or not."""
+        return block_file(self.blocks_directory, path)
+
+    def open(self, path: str) -> Block:
+        """Map a block. No copy.
+
+        Raises:
+            BlockNotFound, CorruptBlock, InvalidPath.
+        """
+        info = self.info(path)
+        return Block.map(self.local_path(info.path), info.path)
+
+    def list(self, prefix: str = "", after_path: str = "", limit_count: int | None = None) -> list[BlockInfo]:
+        """Blocks at or below `prefix`, in order of paths, beginning after `after_path`, at most `limit_count`.
+
+        '/a' means the block /a and what is below it, not /ab.
+
+        Raises:
+            InvalidPath.
+        """
+        prefix = clean_prefix(prefix)
+        with self._lock:
+            start = bisect_left(self._paths, prefix)
+            if after_path:
+                start = max(start, bisect_right(self._paths, after_path))
+            found = []
+            for path in self._paths[start:]:
+                if not path.startswith(prefix) or (limit_count is not None and len(found) >= limit_count):
+                    break
+                if is_below(path, prefix):
+                    found.append(self._blocks[path])
+            return found
+
+    # ----------------------------------------------------------------- delete
+
+    def delete(self, path: str) -> None:
+        """Remove a block's name; its memory is free when nobody has it open any more.
+
+        Raises:
+            BlockNotFound, InvalidPath.
+        """
+        path = clean_path(path)
+        with self._lock:
+            if not delete_file(self.blocks_directory, path):
+                self._forget(path)
+                raise BlockNotFound(f"{path} cannot be deleted: there is no block of this name")
+            self._forget(path)
+
+    def delete_prefix(self, prefix: str) -> int:
+        """Remove all blocks at or below `prefix`; returns how many. One by one: a reader may see a part of them gone.
+
+        Raises:
+            InvalidPath.
+        """
+        count = 0
+        for info in self.list(prefix):
+            with self._lock:
+                count += delete_file(self.blocks_directory, info.path)
+                self._forget(info.path)
+        return count
+
+    def wipe(self) -> None:
+        """Delete everything in the directory but the lock, the identity and the nonce; the tier goes on, empty.
+
+        For the start of a server that was asked to begin anew. Whatever else keeps files there must not be open.
+        """
+        with self._lock:
+            keep = {LOCK_NAME, IDENTITY_NAME, NONCE_NAME}
+            for entry in self.directory.iterdir():
+                if entry.name not in keep:
+                    _remove(entry)
+            self.blocks_directory.mkdir(mode=0o700)
+            for path in list(self._blocks):
+                self._forget(path)
+            for reservation in self._reservations.values():
+                self.budget.release(_writing(reservation))
+            self._reservations.clear()
+            self._damaged = []
+
+    # ----------------------------------------------------------------- status
+
+    def status(self) -> TierStatus:
+        """Memory, blocks and damage at this moment."""
+        with self._lock:
+            self._expire()
+            return TierStatus(
+                server_id=self.server_id,
+                epoch=self.epoch,
+                directory=str(self.directory),
+                memory_used_bytes=self.budget.used_bytes,
+                memory_limit_bytes=self.budget.limit_bytes,
+                block_count=len(self._blocks),
+                block_bytes=sum(info.size_bytes for info in self._blocks.values()),
+                reservation_count=len(self._reservations),
+                started_ns=self.started_ns,
+                damaged_count=len(self._damaged),
+                damaged=tuple(self._damaged),
+            )
+
+    def close(self) -> None:
+        """Give the directory back; its blocks stay. Idempotent."""
+        fd, self._lock_fd = self._lock_fd, -1
+        if fd >= 0:
+            # Without the nonce nobody takes a directory without a server for one that is near.
+            self.nonce_path.unlink(missing_ok=True)
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # -------------------------------------------------- with the lock held
+
+    def _read(self, path: str) -> BlockInfo:
+        try:
+            info = read_info(block_file(self.blocks_directory, path))
+        except BlockNotFound:
+            raise BlockNotFound(f"there is no block {path} in the tier at {self.directory}") from None
+        if info.path != path:
+            raise CorruptBlock(f"the file of {path} says it is {info.path}: it was renamed or copied")
+        return info
+
+    def _refuse_existing(self, path: str) -> None:
+        if path in self._blocks or block_file(self.blocks_directory, path).exists():
+            raise BlockExists(
+                f"{path} exists already, and a block never changes: delete it first, or choose another path"
+            )
+
+    def _index(self, info: BlockInfo) -> None:
+        # What is on disk is in use, whatever the budget says.
+        self.budget.adopt(_stored(info.path), info.file_bytes)
+        if info.path not in self._blocks:
+            self._paths.insert(bisect_left(self._paths, info.path), info.path)
+        self._blocks[info.path] = info
+
+    def _forget(self, path: str) -> None:
+        self.budget.release(_stored(path))
+        if self._blocks.pop(path, None) is not None:
+            del self._paths[bisect_left(self._paths, path)]
+
+    def _expire(self) -> None:
+        now_s = time.monotonic()
+        for reservation in [r for r in self._reservations.values() if r.expires_s <= now_s]:
+            del self._reservations[reservation.id]
+            self.budget.release(_writing(reservation))
+            # Its writer may have died right after the link: then the block is there and counts.
+            if reservation.path not in self._blocks:
+                try:
+                    self._index(self._read(reservation.path))
+                except BlockNotFound:
+                    continue
+                except CorruptBlock as error:
+                    self._damaged.append(str(error))
+
+
+def remove_directory(directory: Path) -> None:
+    """Delete a tier's directory with all it holds. A directory that does not exist is no error.
+
+    Raises:
+        DirectoryInUse: a live server owns it.
+        DirectoryRefused: it is not a tier's.
+    """
+    if not directory.exists():
+        return
+    lock_fd = _take_lock(directory)
+    try:
+        _refuse_foreign(directory)
+        shutil.rmtree(directory)
+    finally:
+        os.close(lock_fd)
+
+
+def _writing(reservation: Reservation) -> str:
+    return f"the new block {reservation.path} ({reservation.id})"
+
+
+def _stored(path: str) -> str:
+    return f"the block {path}"
+
+
+def _make_directory(directory: Path) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = os.stat(directory, follow_symlinks=False)
+    if status.st_uid != os.geteuid():
+        raise DirectoryRefused(
+            f"{directory} belongs to user {status.st_uid}, and this server runs as {os.geteuid()}: choose another"
+        )
+
+
+def _take_lock(directory: Path) -> int:
+    path = directory / LOCK_NAME
+    while True:
+        # Not inherited by programs that are started; a bare fork does inherit it, so servers are never forked.
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pid = os.pread(fd, 32, 0).decode(errors="replace").strip()
+                raise DirectoryInUse(
+                    f"{directory} is in use by the server with process id {pid or 'unknown'}: stop that one, or "
+                    "choose another directory"
+                ) from None
+            if _is_at(fd, path):
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        # The directory was removed between open and flock: what we hold is nobody's lock.
+        os.close(fd)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(fd), there)
+
+
+def _refuse_foreign(directory: Path) -> None:
+    """A typo in --dir must not cost anybody their files: neither the mode of the directory nor what a wipe deletes."""
+    if not (directory / IDENTITY_NAME).exists():
+        ours = {LOCK_NAME, NONCE_NAME, BLOCKS_NAME}
+        others = sorted(
+            entry.name
+            for entry in directory.iterdir()
+            if entry.name not in ours and not entry.name.startswith(TEMPORARY_PREFIX)
+        )
+        if others:
+            (directory / LOCK_NAME).unlink()
+            raise DirectoryRefused(
+                f"{directory} is not a tier's directory and holds {len(others)} other entries ({others[0]!r:.60}): "
+                "give an empty or a new one"
+            )
+    os.chmod(directory, 0o700)
+
+
+def _next_epoch(directory: Path) -> tuple[str, int]:
+    path = directory / IDENTITY_NAME
+    server_id, epoch = str(uuid.uuid4()), 0
+    if path.exists():
+        try:
+            identity = json.loads(path.read_bytes())
+            server_id, epoch = str(uuid.UUID(identity["server_id"])), int(identity["epoch"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DirectoryRefused(
+                f"{path} cannot be read ({type(error).__name__}: {error}): it was damaged. Restore it, or move the "
+                "directory away"
+            ) from None
+    epoch += 1
+    write_whole(path, json.dumps({"server_id": server_id, "epoch": epoch}).encode())
+    return server_id, epoch
+
+
+def _held_bytes(directory: Path) -> int:
+    total_bytes = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            try:
+                total_bytes += os.lstat(os.path.join(folder, name)).st_blocks * 512
+            except FileNotFoundError:
+                # A near writer or a client of the last start is still at work; it is not counted.
+                continue
+    return total_bytes
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+        return
+    try:
+        entry.unlink()
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise

@@ -1,0 +1,1 @@
+"""Generated messages and stubs of proto/storage_tier/v1."""

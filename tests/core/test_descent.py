@@ -1,0 +1,197 @@
+"""The pure core: any interleaving of joins, commits, twins and leaves gives one order that has each step once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from coproc.consistency import Asp, Bsp, Ssp
+from coproc.descent import SWEEP_WIDTH, Sequencer, Verdict, plan_sweep
+from coproc.shared.control import Entry, Kind
+
+
+def sequencer(consistency, log):
+    def append(entries):
+        log.extend(entries)
+        return len(log)
+
+    return Sequencer(consistency, 0, append)
+
+
+def gradients(log):
+    return [(e.worker, e.step) for e in log if e.kind is Kind.DESCEND]
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Twins commit the same steps through different seats, in any order, with skips, under any consistency."""
+
+    consistency = Asp()
+    workers = 3
+
+    def __init__(self):
+        super().__init__()
+        self.log = []
+        self.core = sequencer(self.consistency, self.log)
+        self.seen = defaultdict(int)  # worker -> steps that some attempt has committed
+        self.acknowledged = set()
+        self.left = set()
+
+    @rule(worker=st.integers(0, 2))
+    def join(self, worker):
+        self.core.join(worker)
+        self.left.discard(worker)
+
+    @rule(worker=st.integers(0, 2), back=st.integers(0, 2), seat=st.integers(0, 1), examples=st.integers(0, 3))
+    def commit(self, worker, back, seat, examples):
+        step = max(0, self.seen[worker] - back)
+        verdict = self.core.commit(worker, step, 2 * worker + seat, step % 4, examples)
+        if verdict is Verdict.ADMITTED:
+            assert (worker, step) not in self.acknowledged
+            self.acknowledged.add((worker, step))
+            self.seen[worker] = step + 1
+        elif verdict is Verdict.DUPLICATE:
+            assert (worker, step) in self.acknowledged
+
+    @precondition(lambda self: len(self.left) < 2)
+    @rule(worker=st.integers(0, 2))
+    def leave(self, worker):
+        self.core.leave(worker)
+        self.left.add(worker)
+
+    @invariant()
+    def each_step_once_and_in_order(self):
+        found = gradients(self.log)
+        assert len(found) == len(set(found))
+        assert set(found) <= self.acknowledged
+        for worker in range(self.workers):
+            steps = [step for w, step in found if w == worker]
+            assert steps == list(range(len(steps)))
+
+    @invariant()
+    def versions_count_records(self):
+        versions = [e.version for e in self.log]
+        assert versions == sorted(versions)
+        assert all(b - a <= 1 for a, b in zip([0, *versions], versions, strict=False))
+
+    @invariant()
+    def admitted_slots_are_told(self):
+        assert len(self.core.admitted) == len(gradients(self.log))
+
+
+class AnyOrderBsp(AnyOrder):
+    consistency = Bsp(workers=3)
+
+    @invariant()
+    def members_stand_in_worker_order(self):
+        record = []
+        for e in self.log:
+            if e.kind is Kind.DESCEND:
+                record.append(e.worker)
+                if not e.following:
+                    assert record == sorted(set(record))
+                    record = []
+
+
+class AnyOrderSsp(AnyOrder):
+    consistency = Ssp(bound=1)
+
+
+TestAsp = AnyOrder.TestCase
+TestBsp = AnyOrderBsp.TestCase
+TestSsp = AnyOrderSsp.TestCase
+
+
+def test_a_round_closes_when_the_last_worker_has_given():
+    log = []
+    core = sequencer(Bsp(workers=3), log)
+    for worker in (2, 0, 1):
+        core.join(worker)
+    assert core.commit(2, 0, 5, 0, 10) is Verdict.ADMITTED
+    assert core.commit(0, 0, 3, 0, 30) is Verdict.ADMITTED
+    assert core.missing() == [1]
+    assert gradients(log) == []
+    assert core.commit(2, 1, 5, 1, 10) is Verdict.AHEAD
+    assert core.commit(2, 0, 6, 0, 10) is Verdict.DUPLICATE
+    assert core.commit(1, 0, 4, 0, 20) is Verdict.ADMITTED
+    assert [(e.worker, e.examples, e.following) for e in log[3:]] == [(0, 30, 2), (1, 20, 1), (2, 10, 0)]
+    assert core.version == 1
+    assert core.commit(2, 1, 5, 1, 10) is Verdict.ADMITTED
+
+
+def test_a_round_does_not_wait_for_who_has_left_and_goes_on_where_it_comes_back():
+    log = []
+    core = sequencer(Bsp(workers=2), log)
+    core.join(0)
+    core.join(1)
+    core.commit(0, 0, 0, 0, 1)
+    core.leave(1)
+    assert gradients(log) == [(0, 0)]
+    core.commit(0, 1, 0, 1, 1)
+    assert core.version == 2
+    core.join(1)
+    assert core.commit(0, 2, 0, 0, 1) is Verdict.ADMITTED
+    assert core.version == 2
+    # Its own steps have no hole: what it did not give in rounds 0 and 1 it gives from round 2 on.
+    assert core.commit(1, 0, 1, 0, 1) is Verdict.ADMITTED
+    assert core.version == 3
+
+
+def test_a_restart_goes_on_from_the_ledger():
+    log = []
+    core = sequencer(Asp(), log)
+    core.join(4)
+    for step in range(3):
+        core.commit(4, step, 0, step, 1)
+    again = Sequencer(Asp(), core.version, lambda entries: 0, [(4, 1, 3, 0)])
+    assert again.commit(4, 2, 0, 2, 1) is Verdict.DUPLICATE
+    assert again.commit(4, 4, 0, 4, 1) is Verdict.AHEAD
+    assert again.commit(4, 3, 0, 3, 1) is Verdict.ADMITTED
+
+
+def entry(version, kind=Kind.DESCEND, worker=0, step=0, examples=1, following=0):
+    return Entry(version, kind, worker, step, 0, 0, examples, following)
+
+
+@given(st.lists(st.integers(1, 10), min_size=1, max_size=30), st.sets(st.integers(1, 30)))
+def test_passes_cover_the_log_once_and_stop_at_pins(sizes, pinned):
+    log = []
+    for version, size in enumerate(sizes, 1):
+        log += [entry(version, worker=i, following=size - 1 - i) for i in range(size)]
+    position, version, applied, made = 0, 0, [], set()
+    while position < len(log):
+        plan = plan_sweep(log[position:], position, version, pinned)
+        assert plan.position > position
+        assert len(plan.updates) <= SWEEP_WIDTH
+        assert len(plan.updates) == 1 or all(len(members) == 1 for members in plan.updates)
+        applied += plan.updates
+        position, version = plan.position, plan.version
+        made.add(version)
+    assert [len(members) for members in applied] == sizes
+    assert version == len(sizes)
+    assert {p for p in pinned if p <= len(sizes)} <= made
+
+
+def test_a_learning_rate_takes_effect_after_the_updates_before_it():
+    log = [entry(1), entry(1, Kind.HYPER, step=77), entry(2)]
+    plan = plan_sweep(log, 0, 0, ())
+    assert (plan.version, plan.position, plan.learning_rate_word) == (1, 2, 77)
+
+
+def test_a_round_of_skips_makes_a_version_without_updates():
+    plan = plan_sweep([entry(1, examples=0, following=1), entry(1, worker=1, examples=0)], 0, 0, ())
+    assert (plan.version, plan.position, plan.updates) == (1, 2, [])
+
+
+@pytest.mark.parametrize("consistency", [Asp(), Ssp(bound=2)])
+def test_a_skip_takes_a_step_and_makes_no_version(consistency):
+    log = []
+    core = sequencer(consistency, log)
+    core.join(0)
+    assert core.commit(0, 0, 0, 0, 0) is Verdict.ADMITTED
+    assert core.version == 0
+    assert core.commit(0, 1, 0, 1, 5) is Verdict.ADMITTED
+    assert core.version == 1
