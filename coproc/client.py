@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -246,17 +247,19 @@ class Model:
         self._client = client
         self._stub = stub
         self._peer = spec.shards[0].server
+        self._lock = threading.Lock()
         self._mapped: NearModel | None = None
-        self._reader: tuple[Seat, int, int] | None = None
+        self._reader: Seat | None = None
 
     @property
     def _near(self) -> NearModel | None:
-        if self._mapped is None and self._client.near:
-            try:
-                self._mapped = NearModel(self.spec)
-            except TierError as error:
-                raise as_coproc(error) from None
-        return self._mapped
+        with self._lock:
+            if self._mapped is None and self._client.near:
+                try:
+                    self._mapped = NearModel(self.spec)
+                except TierError as error:
+                    raise as_coproc(error) from None
+            return self._mapped
 
     def _call(self, method: str, request: Any, timeout_s: float = _CALL_TIMEOUT_S) -> Any:
         """Ask the model's sequencer; while it restarts, again and again until the time is over."""
@@ -314,12 +317,12 @@ class Model:
             version, flat = pull(self._stub, self._peer, request, self.layout.size, left_s)
             return Snapshot(version, flat, self.layout)
         near.wait_version(version, left_s)
-        if self._reader is None:
-            answer = self._call("Join", pb.JoinRequest(name=self.name, kind=pb.SEAT_KIND_NEAR_READER))
-            seat = Seat.take(self.spec.seat_path(answer.seat, answer.generation), 0, 0)
-            self._reader = (seat, answer.seat, answer.generation)
         out = np.empty(self.layout.size, np.float32)
-        version = near.read_into(self._reader[0], out, max(0.0, deadline - time.monotonic()))
+        with self._lock:
+            if self._reader is None:
+                answer = self._call("Join", pb.JoinRequest(name=self.name, kind=pb.SEAT_KIND_NEAR_READER))
+                self._reader = Seat.take(self.spec.seat_path(answer.seat, answer.generation), 0, 0)
+            version = near.read_into(self._reader, out, max(0.0, deadline - time.monotonic()))
         out.flags.writeable = False
         return Snapshot(version, out, self.layout)
 
@@ -361,7 +364,7 @@ class Model:
     def _release(self) -> None:
         reader, self._reader = self._reader, None
         if reader is not None:
-            reader[0].close()
+            reader.close()
         mapped, self._mapped = self._mapped, None
         if mapped is not None:
             mapped.close()

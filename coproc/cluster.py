@@ -27,7 +27,8 @@ class LocalServer:
 
     def __init__(self, directory: Path, environment: dict[str, str], memory_bytes: int | None) -> None:
         self._directory = directory
-        self._environment = environment
+        self.environment = environment
+        """Variables of the process; a change counts from the next restart on."""
         self._memory_bytes = memory_bytes
         self._log = directory.with_name(directory.name + ".log")
         self._process: subprocess.Popen[str] | None = None
@@ -63,7 +64,7 @@ class LocalServer:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=self._environment,
+                env=self.environment,
                 # Ctrl-C is for the parent, which then ends its servers.
                 start_new_session=True,
             )
@@ -91,6 +92,21 @@ class LocalServer:
     def _log_end(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
         return lines[-1].removeprefix("error: ") if lines else "(it is empty)"
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait until the process ends by itself; its exit status, negative for a signal.
+
+        Raises:
+            Timeout: it goes on.
+        """
+        if self._process is None:
+            raise CoprocError("this server is not running; restart() starts it")
+        try:
+            status = self._process.wait(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise Timeout(f"server {self.address} still runs after {timeout_s:g} s") from None
+        self._forget()
+        return status
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone. Its memory stays. Nothing if it isn't running."""
@@ -167,7 +183,7 @@ class LocalCluster:
         if memory_bytes is None and servers > 1:
             room = os.statvfs(self._directory)
             memory_bytes = int(0.8 * room.f_bavail * room.f_frsize / servers)
-        self.servers = [LocalServer(self._directory / f"server-{n}", variables, memory_bytes) for n in range(servers)]
+        self.servers = [LocalServer(self._directory / f"server-{n}", dict(variables), memory_bytes) for n in range(servers)]
         try:
             for server in self.servers:
                 server._launch()

@@ -6,7 +6,7 @@ decides how much of that order one pass over memory applies. Both are tested wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -43,18 +43,16 @@ class Sequencer:
         consistency: the rule of the model.
         ledger: (worker, presence, next step, offset) as the log has summed them, after a restart.
         version: the version that the log's last record makes.
-        append: commits one record (a list of entries) and returns the log position after it; called in order.
     """
 
     consistency: Consistency
     version: int
-    append: Callable[[list[Entry]], int]
     ledger: Iterable[tuple[int, Presence, int, int]] = ()
     _workers: dict[int, _Worker] = field(default_factory=dict)
     _held: dict[int, Entry] = field(default_factory=dict)
     """Bsp: worker -> its gradient for the open round."""
-    admitted: list[tuple[int, int, int]] = field(default_factory=list)
-    """(seat, slot, log position after its record) of members appended since the caller last cleared the list."""
+    records: list[Entry] = field(default_factory=list)
+    """What was decided since the caller last took it, in order: whole records, to be appended to the log."""
 
     def __post_init__(self) -> None:
         for worker, presence, next_step, offset in self.ledger:
@@ -76,7 +74,7 @@ class Sequencer:
         else:
             offset = self.slowest_clock() - known.next_step
         known.presence, known.offset = Presence.JOINED, offset
-        self.append([Entry(self.version, Kind.JOIN, worker, offset, 0, 0, 0, 0)])
+        self.records.append(Entry(self.version, Kind.JOIN, worker, offset, 0, 0, 0, 0))
 
     def leave(self, worker: int) -> None:
         """`worker` has no more data: nobody waits for it any more."""
@@ -84,12 +82,12 @@ class Sequencer:
         if known.presence is Presence.LEFT:
             return
         known.presence = Presence.LEFT
-        self.append([Entry(self.version, Kind.LEAVE, worker, 0, 0, 0, 0, 0)])
+        self.records.append(Entry(self.version, Kind.LEAVE, worker, 0, 0, 0, 0, 0))
         self._close_rounds()
 
     def hyper(self, learning_rate_word: int) -> None:
         """From the next record on, descend with another learning rate (the bits of a float64)."""
-        self.append([Entry(self.version, Kind.HYPER, 0, learning_rate_word, 0, 0, 0, 0)])
+        self.records.append(Entry(self.version, Kind.HYPER, 0, learning_rate_word, 0, 0, 0, 0))
 
     def commit(self, worker: int, step: int, seat: int, slot: int, examples: int) -> Verdict:
         """A gradient lies in a slot (`examples` 0: a step without one). Admits each (worker, step) once."""
@@ -104,8 +102,7 @@ class Sequencer:
             known.next_step += 1
             if examples:
                 self.version += 1
-            entry = Entry(self.version, Kind.DESCEND, worker, step, seat, slot, examples, 0)
-            self.admitted.append((seat, slot, self.append([entry])))
+            self.records.append(Entry(self.version, Kind.DESCEND, worker, step, seat, slot, examples, 0))
             return Verdict.ADMITTED
         if worker in self._held:
             return Verdict.DUPLICATE
@@ -122,14 +119,9 @@ class Sequencer:
         self._held.clear()
         self.version += 1
         last = len(members) - 1
-        record = [
-            Entry(self.version, m.kind, m.worker, m.step, m.seat, m.slot, m.examples, last - i)
-            for i, m in enumerate(members)
-        ]
-        for m in members:
-            self._workers[m.worker].next_step += 1
-        position = self.append(record)
-        self.admitted.extend((m.seat, m.slot, position) for m in members)
+        for i, member in enumerate(members):
+            self._workers[member.worker].next_step += 1
+            self.records.append(member._replace(version=self.version, following=last - i))
 
     # -- questions -------------------------------------------------------------------------------------------
 
@@ -178,13 +170,13 @@ def plan_sweep(entries: list[Entry], position: int, version: int, pinned: Collec
     while i < len(entries):
         size = entries[i].following + 1
         record = entries[i : i + size]
-        if record[0].kind is Kind.DESCEND:
+        if record[0].kind == Kind.DESCEND:
             members = [m for m in record if m.examples]
             if updates and members and (len(members) > 1 or len(updates[-1]) > 1 or len(updates) == SWEEP_WIDTH):
                 break
             if members:
                 updates.append(members)
-        elif record[0].kind is Kind.HYPER:
+        elif record[0].kind == Kind.HYPER:
             rate = record[0].step
         i += size
         advanced = record[0].version != version

@@ -6,9 +6,10 @@ a slow one. Servers use it too, on behalf of clients that are on another host.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from coproc.shared import published as pub
 from coproc.shared import seats
 from coproc.shared.control import Control
 from coproc.shared.published import Published
-from coproc.shared.seats import Commit, Seat
+from coproc.shared.seats import Seat
 from coproc.spec import ModelSpec
 from storage_tier.words import fence
 
@@ -32,8 +33,7 @@ LOOK_AGAIN_S = 0.05
 SPIN_S = 30e-6
 
 
-@dataclass(frozen=True)
-class Receipt:
+class Receipt(NamedTuple):
     """What `push` promises: the gradient of `step` is in the tier's memory and will be descended once."""
 
     step: int
@@ -301,7 +301,9 @@ class NearWorker:
             self._wait_for_slot(timeout_s)
             gradient = self.seat.slots[self.seat.words.load(seats.HEAD) % self.seat.depth]
             # One pass that makes no temporary: a dot product is finite only if all elements are.
-            if not np.isfinite(np.dot(gradient, gradient)) and not np.isfinite(gradient).all():
+            with np.errstate(over="ignore", invalid="ignore"):
+                suspect = not math.isfinite(np.dot(gradient, gradient))
+            if suspect and not np.isfinite(gradient).all():
                 raise PushRejected(self._not_finite(gradient, step))
         return self._commit(step, examples, loss)
 
@@ -315,22 +317,22 @@ class NearWorker:
 
     def _turn(self, step: int) -> Receipt | None:
         """None if `step` is next; a duplicate's receipt if it is already there."""
-        self.model.check()
-        done = max(self.model.control.next_step(self.worker), self.model.control.claimed(self.worker) + 1)
-        if step < done or step < self.next_step:
-            self.next_step = max(self.next_step, done)
+        control = self.model.control
+        done = max(control.next_step(self.worker), control.claimed(self.worker) + 1, self.next_step)
+        if step == done:
+            return None
+        if step < done:
+            self.next_step = done
             return Receipt(step, True, self.read_version)
-        if step > max(done, self.next_step):
-            raise PushRejected(
-                f"worker {self.worker} of model {self.model.spec.name!r} pushes step {step}, but its next step is "
-                f"{max(done, self.next_step)}: steps have no holes"
-            )
-        return None
+        raise PushRejected(
+            f"worker {self.worker} of model {self.model.spec.name!r} pushes step {step}, but its next step is {done}: "
+            "steps have no holes"
+        )
 
     def _commit(self, step: int, examples: int, loss: float) -> Receipt:
         seat, words = self.seat, self.seat.words
         head = words.load(seats.HEAD)
-        seat.write_line(head % seat.depth, Commit(step, examples, self.read_version, loss))
+        seat.write_line(head % seat.depth, step, examples, self.read_version, loss)
         words.store(seats.PIN, seats.NO_PIN)
         probe.hit("push.commit.before")
         words.store(seats.HEAD, head + 1)

@@ -13,6 +13,7 @@ from coproc.consistency import Consistency
 from coproc.errors import ConfigError
 from coproc.layout import ParamLayout
 from coproc.optim import Optimizer
+from coproc.shared.published import Published
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -62,6 +63,15 @@ class ModelSpec:
     def seat_path(self, seat: int, generation: int) -> Path:
         """The region of a seat; a seat that is given again gets a region of its own."""
         return Path(self.home) / "seats" / f"{seat:03d}-{generation}"
+
+    def memory_bytes(self, server: str) -> int:
+        """What the shards of `server` take, without the workers' slots."""
+        rows = len(self.optimizer.state_rows)
+        return sum(
+            Published.size_bytes(place.hi - place.lo, rows, self.buffers)
+            for place in self.shards
+            if place.server == server
+        )
 
     def to_json(self) -> str:
         """All of it as JSON text."""

@@ -24,6 +24,8 @@ from coproc.data.partition import Partition
 from coproc.errors import ConfigError, Diverged, LeaseExpired, PushRejected, Timeout
 from coproc.grads.base import Batch
 from coproc.modes.base import Exchange, ExchangeSpec
+from coproc.wire import as_coproc
+from storage_tier.errors import TierError
 
 Flat = NDArray[np.float32]
 
@@ -408,10 +410,13 @@ def _open_source(task: WorkerTask) -> Source:
     from storage_tier import TierClient
 
     data = task.data
-    with TierClient(data.address, token=data.token) as tier:
-        block = tier.open(data.path)
-        # Arrays over the block's data keep it mapped as long as they live.
-        rows = Partition.open(block.data, block.metadata)
+    try:
+        with TierClient(data.address, token=data.token) as tier:
+            block = tier.open(data.path)
+    except TierError as error:
+        raise as_coproc(error) from None
+    # Arrays over the block's data keep it mapped as long as they live.
+    rows = Partition.open(block.data, block.metadata)
     return Batches(rows, data.batch_size, data.seed, task.worker, data.scale)
 
 

@@ -1,7 +1,7 @@
 """The memory budget of one server: who holds how many bytes, and a refusal before the memory is used up.
 
-tmpfs gives pages until there are none; then writers get ENOSPC and whoever first touches a hole of a mapped file
-dies of SIGBUS. The budget says no earlier, in a sentence, while readers go on.
+tmpfs gives pages until there are none; then writers get ENOSPC and whoever first touches a hole of a mapped
+file dies of SIGBUS. The budget says no earlier, in a sentence, while readers go on.
 """
 
 from __future__ import annotations
@@ -51,10 +51,11 @@ class Budget:
         return max(0, self._limit_bytes - self._used_bytes)
 
     def charge(self, key: str, size_bytes: int) -> None:
-        """Charge `key` with `size_bytes`. Atomic. A key has one charge: charging it again changes it to the new size.
+        """Charge `key` with `size_bytes`. Atomic. Charged again, a key changes to the new size.
 
         Raises:
-            OutOfMemory: it does not fit; nothing changed. The sentence has asked, used and limit, and what to do.
+            OutOfMemory: it does not fit; nothing changed. The sentence has asked, used and limit, and what to
+            do.
         """
         with self._lock:
             self._set(key, size_bytes, self._charges.get(key, 0), what=key)
@@ -74,7 +75,7 @@ class Budget:
                 self._charges.pop(from_key, None)
 
     def adopt(self, key: str, size_bytes: int) -> None:
-        """Count what exists already (found at a restart). Never refuses: the memory is in use, budget or not."""
+        """Count what exists already (found at a restart). Never refuses: the memory is in use anyway."""
         with self._lock:
             self._used_bytes += size_bytes - self._charges.get(key, 0)
             self._charges[key] = size_bytes
@@ -106,7 +107,7 @@ class Budget:
 
 
 def free_shared_memory_bytes(directory: Path) -> int:
-    """What a file in `directory` can still grow to: free on its file system, and no more than the machine's memory."""
+    """What files in `directory` can still grow to: of file system and memory the lesser."""
     room = os.statvfs(directory)
     free_bytes = room.f_bavail * room.f_frsize
     available_bytes = _available_memory_bytes()
@@ -126,8 +127,8 @@ def check_shared_memory(directory: Path, need_bytes: int) -> None:
     raise OutOfMemory(
         f"{show_bytes(need_bytes)} of shared memory are needed under {directory}, and of "
         f"{show_bytes(room.f_blocks * room.f_frsize)} there {show_bytes(free_bytes)} are free. "
-        "Make it larger: docker run --shm-size=8g, in Kubernetes an emptyDir with medium: Memory at /dev/shm, "
-        "on a host mount -o remount,size=8g /dev/shm; or ask for less memory."
+        "Make it larger: docker run --shm-size=8g, in Kubernetes an emptyDir with medium: Memory at "
+        "/dev/shm, on a host mount -o remount,size=8g /dev/shm; or ask for less memory."
     )
 
 

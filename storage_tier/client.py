@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +13,7 @@ from typing import Any, Self
 
 import grpc
 
-from storage_tier.blocks import (
-    Block,
-    BlockInfo,
-    BlockWriter,
-    Metadata,
-    clean_metadata,
-    clean_path,
-    clean_prefix,
-    flat_views,
-    payload_offset_bytes,
-)
+from storage_tier.blocks import Block
 from storage_tier.errors import (
     BlockNotFound,
     InvalidRequest,
@@ -31,24 +22,33 @@ from storage_tier.errors import (
     TierError,
     Unsupported,
 )
+from storage_tier.headers import (
+    BlockInfo,
+    Metadata,
+    clean_metadata,
+    clean_path,
+    clean_prefix,
+    payload_offset_bytes,
+)
 from storage_tier.host import is_near
 from storage_tier.messages import info_from_wire, metadata_to_wire
-from storage_tier.tier import TierStatus
+from storage_tier.tier import Listing, TierStatus
 from storage_tier.v1 import tier_pb2, tier_pb2_grpc
 from storage_tier.wire import CHUNK_BYTES, TIER_ERRORS, TlsClient, channel, check_token, parse_address, target
+from storage_tier.writer import BlockWriter, flat_views
 
 LOG = logging.getLogger(__name__)
 
 # Generous on purpose: a wait that ends wrongly costs more than one that ends late.
 DEFAULT_TIMEOUT_S = 60.0
 
-# Channels made before a fork. Their threads do not exist in the child: closing or collecting them there can hang.
+# Channels made before a fork. Their threads do not exist in the child: closing or collecting them there can
+# hang.
 _OTHER_PROCESS: list[Any] = []
 
 
 @dataclass
 class _Connection:
-    pid: int
     channel: grpc.Channel
     stub: Any
     hello: _Hello | None = None
@@ -63,10 +63,11 @@ class _Hello:
 
 
 class TierClient:
-    """Blocks of one server. Picklable when made from an address; connects at the first call, in the process that makes it.
+    """Blocks of one server. Picklable when made from an address; each process connects by itself.
 
-    Thread-safe. Each call raises `Unreachable` at once when nobody listens (it does not wait for a server to come back)
-    and `DeadlineExceeded` after `timeout_s`; after either the server may or may not have done what was asked.
+    Thread-safe. Each call raises `Unreachable` at once when nobody listens (it does not wait for a server to
+    come back) and `DeadlineExceeded` after `timeout_s`; after either the server may or may not have done what
+    was asked.
     """
 
     def __init__(
@@ -83,7 +84,8 @@ class TierClient:
             address_or_channel: 'coproc://HOST:PORT[,...]', or a channel that the caller keeps and closes.
             token: what the server was started with.
             tls: when the server speaks TLS.
-            near: None finds out by the server's nonce; True refuses to go on when this is not the server's host;
+            near: None finds out by the server's nonce; True refuses to go on when this is not the server's
+            host;
                 False never touches shared memory.
             server_index: which server of the address.
 
@@ -100,10 +102,12 @@ class TierClient:
         if isinstance(address_or_channel, str):
             servers = parse_address(address_or_channel)
             if not 0 <= server_index < len(servers):
-                raise InvalidRequest(f"{address_or_channel} has {len(servers)} servers, and no number {server_index}")
+                raise InvalidRequest(
+                    f"{address_or_channel} has {len(servers)} servers, and no number {server_index}"
+                )
             self._server = servers[server_index]
             self.peer = target(*self._server)
-        self._connection: _Connection | None = None
+        self._connections: dict[int, _Connection] = {}  # by process id; as a rule one
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._given is not None:
@@ -115,21 +119,17 @@ class TierClient:
     @property
     def near(self) -> bool:
         """Whether this process shares memory with the server. Asks the server once a connection."""
-        return self._hello(DEFAULT_TIMEOUT_S).near
+        return self._hello(time.monotonic() + DEFAULT_TIMEOUT_S).near
 
     @property
     def epoch(self) -> int:
         """The server's count of starts, as of the last answer."""
-        return self._hello(DEFAULT_TIMEOUT_S).epoch
+        return self._hello(time.monotonic() + DEFAULT_TIMEOUT_S).epoch
 
     def close(self) -> None:
-        """Close the connection of this process. Idempotent; the next call would connect again. Open blocks stay open."""
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        if connection.pid != os.getpid():
-            _OTHER_PROCESS.append(connection)
-        elif self._given is None:
+        """Close the connection of this process. Idempotent; a later call connects again; blocks stay open."""
+        connection = self._connections.pop(os.getpid(), None)
+        if connection is not None and self._given is None:
             connection.channel.close()
 
     def __enter__(self) -> Self:
@@ -139,38 +139,38 @@ class TierClient:
         self.close()
 
     def _connect(self) -> _Connection:
-        connection = self._connection
-        if connection is not None and connection.pid == os.getpid():
-            return connection
+        pid = os.getpid()
+        connection = self._connections.get(pid)
         if connection is not None:
-            _OTHER_PROCESS.append(connection)
-        if self._server is None:
-            made = self._given
-        else:
+            return connection
+        others = [other for other in tuple(self._connections) if other != pid]
+        _OTHER_PROCESS.extend(self._connections.pop(other, None) for other in others)
+        made: grpc.Channel = self._given
+        if self._server is not None:
             made = channel(*self._server, token=self._token, tls=self._tls)
-        stub = tier_pb2_grpc.TierStub(made)  # type: ignore[no-untyped-call]
-        self._connection = connection = _Connection(os.getpid(), made, stub)
+        mine = _Connection(made, tier_pb2_grpc.TierStub(made))  # type: ignore[no-untyped-call]
+        # No lock: one held by another thread at a fork would stay held in the child.
+        connection = self._connections.setdefault(pid, mine)
+        if connection is not mine and self._given is None:
+            made.close()
         return connection
 
-    def _call(self, name: str, request: Any, timeout_s: float) -> Any:
+    def _call(self, name: str, request: Any, deadline_s: float) -> Any:
         connection = self._connect()
         with TIER_ERRORS.translated(self.peer):
-            response = getattr(connection.stub, name)(request, timeout=timeout_s)
-        hello = connection.hello
-        if hello is not None and (hello.server_id, hello.epoch) != (
-            response.header.server_id,
-            response.header.epoch,
-        ):
+            response = getattr(connection.stub, name)(request, timeout=_remaining_s(deadline_s))
+        hello, header = connection.hello, response.header
+        if hello is not None and (hello.server_id, hello.epoch) != (header.server_id, header.epoch):
             # Another start of the server, or another server: whether it is near is to be found out anew.
             connection.hello = None
         return response
 
-    def _hello(self, timeout_s: float) -> _Hello:
+    def _hello(self, deadline_s: float) -> _Hello:
         connection = self._connect()
         if connection.hello is not None:
             return connection.hello
         challenge = secrets.token_bytes(32)
-        response = self._call("Hello", tier_pb2.HelloRequest(challenge=challenge), timeout_s)
+        response = self._call("Hello", tier_pb2.HelloRequest(challenge=challenge), deadline_s)
         near = self._wanted is not False and is_near(response.nonce_path, response.proof, challenge)
         if self._wanted and not near:
             raise Unsupported(
@@ -179,14 +179,17 @@ class TierClient:
             )
         # The proof is about the folder that holds the nonce, so that is the only folder to be trusted.
         directory = Path(os.path.abspath(response.nonce_path)).parent
-        connection.hello = _Hello(response.header.server_id, response.header.epoch, directory, near)
-        return connection.hello
+        hello = _Hello(response.header.server_id, response.header.epoch, directory, near)
+        connection.hello = hello
+        return hello
 
     def _inside(self, path: str, hello: _Hello) -> Path:
         """A path that the server told, if it lies in the folder it proved to own."""
         inside = Path(os.path.abspath(path))
         if not inside.is_relative_to(hello.directory):
-            raise ServerFailed(f"the server at {self.peer} names {path!r:.200}, outside of its {hello.directory}")
+            raise ServerFailed(
+                f"the server at {self.peer} names {path!r:.200}, outside of its {hello.directory}"
+            )
         return inside
 
     # ------------------------------------------------------------------ blocks
@@ -199,24 +202,25 @@ class TierClient:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> BlockInfo:
-        """Publish a block made of one buffer or a sequence of them. Whole or not at all; the name can be given once.
+        """Publish a block made of one buffer or several. Whole or not at all; a name is given once.
 
-        Near: two round trips and one copy, by this process, from the buffers into shared memory. Far: one stream.
-        The buffers stay the caller's.
+        Near: two round trips and one copy, by this process, from the buffers into shared memory. Far: one
+        stream. The buffers stay the caller's.
 
         Raises:
-            BlockExists, InvalidPath, InvalidRequest, OutOfMemory; Unreachable, DeadlineExceeded: it may have been
-            published (then a second try says `BlockExists`).
+            BlockExists, InvalidPath, InvalidRequest, OutOfMemory; Unreachable, DeadlineExceeded: it may have
+            been published (then a second try says `BlockExists`).
         """
         path = clean_path(path)
         metadata = clean_metadata(metadata)
         views = flat_views(buffers)
         size_bytes = sum(len(view) for view in views)
-        hello = self._hello(timeout_s)
+        deadline_s = time.monotonic() + timeout_s
+        hello = self._hello(deadline_s)
         if hello.near:
-            return self._put_near(hello, path, views, size_bytes, metadata, timeout_s)
+            return self._put_near(hello, path, views, size_bytes, metadata, deadline_s)
         begin = tier_pb2.PutBlockBegin(path=path, size_bytes=size_bytes, metadata=metadata_to_wire(metadata))
-        response = self._call("PutBlock", _put_stream(begin, views), timeout_s)
+        response = self._call("PutBlock", _put_stream(begin, views), deadline_s)
         return info_from_wire(response.block)
 
     def _put_near(
@@ -226,27 +230,27 @@ class TierClient:
         views: list[memoryview],
         size_bytes: int,
         metadata: Metadata,
-        timeout_s: float,
+        deadline_s: float,
     ) -> BlockInfo:
         file_bytes = payload_offset_bytes(path, metadata) + size_bytes
         request = tier_pb2.CreateBlockRequest(path=path, file_bytes=file_bytes)
-        created = self._call("CreateBlock", request, timeout_s)
+        created = self._call("CreateBlock", request, deadline_s)
         try:
             with BlockWriter(self._inside(created.directory, hello), path, metadata) as writer:
                 writer.write(*views)
         except BaseException:
-            self._give_back(created.reservation_id, timeout_s)
+            self._give_back(created.reservation_id, deadline_s)
             raise
         commit = tier_pb2.CommitBlockRequest(reservation_id=created.reservation_id)
         try:
-            return info_from_wire(self._call("CommitBlock", commit, timeout_s).block)
+            return info_from_wire(self._call("CommitBlock", commit, deadline_s).block)
         except ReservationLost:
             # The server was started anew, or this took too long. The link is what counts: it finds the block.
-            return self.info(path, timeout_s=timeout_s)
+            return info_from_wire(self._open(path, deadline_s).block)
 
-    def _give_back(self, reservation_id: str, timeout_s: float) -> None:
+    def _give_back(self, reservation_id: str, deadline_s: float) -> None:
         try:
-            self._call("AbortBlock", tier_pb2.AbortBlockRequest(reservation_id=reservation_id), timeout_s)
+            self._call("AbortBlock", tier_pb2.AbortBlockRequest(reservation_id=reservation_id), deadline_s)
         except TierError as error:
             # The caller is told why the write failed; the reservation ends by itself.
             LOG.debug("a reservation was left to run out: %s", error)
@@ -257,25 +261,26 @@ class TierClient:
         Raises:
             BlockNotFound, CorruptBlock, InvalidPath.
         """
-        return info_from_wire(self._open(path, timeout_s).block)
+        return info_from_wire(self._open(path, time.monotonic() + timeout_s).block)
 
     def open(self, path: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Block:
-        """Open a block. Near: one round trip, its `data` is the server's memory, no copy. Far: all of its bytes are fetched.
+        """Open a block. Near: one round trip, `data` is the server's memory, no copy. Far: fetches all bytes.
 
         Raises:
             BlockNotFound, CorruptBlock, InvalidPath.
         """
         path = clean_path(path)
-        hello = self._hello(timeout_s)
+        deadline_s = time.monotonic() + timeout_s
+        hello = self._hello(deadline_s)
         if not hello.near:
-            return self._fetch(path, 0, 0, timeout_s)
-        response = self._open(path, timeout_s)
+            return self._fetch(path, 0, 0, deadline_s)
+        response = self._open(path, deadline_s)
         return Block.map(self._inside(response.local_path, hello), path)
 
     def read(
         self, path: str, offset_bytes: int, limit_bytes: int, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> memoryview:
-        """A range of a block's bytes, by RPC even when near: at most `limit_bytes`, less at the end of the block.
+        """A range of a block's bytes, by RPC even when near: `limit_bytes`, or less at the end of the block.
 
         Raises:
             BlockNotFound, CorruptBlock, InvalidPath; InvalidRequest: the range begins outside of the block.
@@ -283,7 +288,7 @@ class TierClient:
         path = clean_path(path)
         if limit_bytes <= 0 or offset_bytes < 0:
             raise InvalidRequest(f"{limit_bytes:,} bytes from {offset_bytes:,} on cannot be read from {path}")
-        return self._fetch(path, offset_bytes, limit_bytes, timeout_s).data
+        return self._fetch(path, offset_bytes, limit_bytes, time.monotonic() + timeout_s).data
 
     def exists(self, path: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> bool:
         """Whether there is a block of this name. One round trip."""
@@ -293,18 +298,19 @@ class TierClient:
             return False
         return True
 
-    def list(self, prefix: str = "", *, timeout_s: float = DEFAULT_TIMEOUT_S) -> list[BlockInfo]:
-        """Blocks at or below a prefix, in order of paths: '/a' means /a and /a/..., not /ab. A round trip a thousand.
+    def list(self, prefix: str = "", *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Listing:
+        """Blocks at or below a prefix, by path: '/a' means /a and /a/..., not /ab. A round trip a thousand.
 
         Raises:
             InvalidPath.
         """
         prefix = clean_prefix(prefix)
-        found: list[BlockInfo] = []
+        deadline_s = time.monotonic() + timeout_s
+        found: Listing = []
         after_path = ""
         while True:
             request = tier_pb2.ListBlocksRequest(prefix=prefix, after_path=after_path)
-            response = self._call("ListBlocks", request, timeout_s)
+            response = self._call("ListBlocks", request, deadline_s)
             found += [info_from_wire(message) for message in response.blocks]
             if not response.next_after_path:
                 return found
@@ -318,7 +324,8 @@ class TierClient:
         Raises:
             BlockNotFound, InvalidPath.
         """
-        self._call("DeleteBlock", tier_pb2.DeleteBlockRequest(path=clean_path(path)), timeout_s)
+        request = tier_pb2.DeleteBlockRequest(path=clean_path(path))
+        self._call("DeleteBlock", request, time.monotonic() + timeout_s)
 
     def delete_prefix(self, prefix: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
         """Remove all blocks at or below a prefix; returns how many. Not atomic over the blocks.
@@ -327,11 +334,11 @@ class TierClient:
             InvalidPath.
         """
         request = tier_pb2.DeleteBlocksRequest(prefix=clean_prefix(prefix))
-        return int(self._call("DeleteBlocks", request, timeout_s).deleted_count)
+        return int(self._call("DeleteBlocks", request, time.monotonic() + timeout_s).deleted_count)
 
     def status(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> TierStatus:
         """Memory, blocks and damage of the server."""
-        response = self._call("Status", tier_pb2.StatusRequest(), timeout_s)
+        response = self._call("Status", tier_pb2.StatusRequest(), time.monotonic() + timeout_s)
         return TierStatus(
             server_id=response.header.server_id,
             epoch=response.header.epoch,
@@ -346,16 +353,16 @@ class TierClient:
             damaged=tuple(response.damaged),
         )
 
-    def _open(self, path: str, timeout_s: float) -> tier_pb2.OpenBlockResponse:
-        response = self._call("OpenBlock", tier_pb2.OpenBlockRequest(path=clean_path(path)), timeout_s)
+    def _open(self, path: str, deadline_s: float) -> tier_pb2.OpenBlockResponse:
+        response = self._call("OpenBlock", tier_pb2.OpenBlockRequest(path=clean_path(path)), deadline_s)
         assert isinstance(response, tier_pb2.OpenBlockResponse)
         return response
 
-    def _fetch(self, path: str, offset_bytes: int, limit_bytes: int, timeout_s: float) -> Block:
+    def _fetch(self, path: str, offset_bytes: int, limit_bytes: int, deadline_s: float) -> Block:
         request = tier_pb2.ReadBlockRequest(path=path, offset_bytes=offset_bytes, limit_bytes=limit_bytes)
         stub = self._connect().stub
         with TIER_ERRORS.translated(self.peer):
-            stream = stub.ReadBlock(request, timeout=timeout_s)
+            stream = stub.ReadBlock(request, timeout=_remaining_s(deadline_s))
             info = info_from_wire(next(stream).block)
             want_bytes = info.size_bytes - offset_bytes
             if limit_bytes:
@@ -369,8 +376,15 @@ class TierClient:
                     stream.cancel()
                     break
         if at != want_bytes:
-            raise ServerFailed(f"the server at {self.peer} sent {at:,} bytes of {path}, and {want_bytes:,} were asked for")
+            raise ServerFailed(
+                f"the server at {self.peer} sent {at:,} bytes of {path}, and {want_bytes:,} were asked for"
+            )
         return Block(info, memoryview(data).toreadonly())
+
+
+def _remaining_s(deadline_s: float) -> float:
+    # gRPC takes 0 for a deadline that has passed and says so.
+    return max(0.0, deadline_s - time.monotonic())
 
 
 def _put_stream(

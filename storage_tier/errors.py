@@ -1,4 +1,4 @@
-"""Every error of storage_tier; each message is a sentence: what was expected, what was found, who, what to do.
+"""Every error of storage_tier; each message is a sentence: what was expected and found, who, what to do.
 
 TierError
  +-- InvalidPath          a name that no block can have

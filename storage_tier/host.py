@@ -1,7 +1,7 @@
 """Whether a server is on this host: it is when this process can read the server's nonce in shared memory.
 
-Host names, boot ids and loopback addresses lie in containers and network namespaces; a file that only a process
-with the same shared memory and the same user can read does not.
+Host names, boot ids and loopback addresses lie in containers and network namespaces; a file that only a
+process with the same shared memory and the same user can read does not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TEMPORARY_PREFIX = ".tmp-"
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file of mode 0600 in place of what is at `path`. Atomic: readers see the old file or the new one."""
+    """Write a file of mode 0600 in place of what is at `path`. Atomic: readers see the old one or the new."""
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -42,7 +42,7 @@ def write_nonce(directory: Path) -> bytes:
 
 
 def proof_of(nonce: bytes, challenge: bytes = b"") -> bytes:
-    """HMAC-SHA256 of the client's challenge under the nonce: proves that the server knows it, does not tell it."""
+    """HMAC-SHA256 of the client's challenge under the nonce: shows that the server knows it, tells it not."""
     return hmac.new(nonce, b"storage_tier nonce\0" + challenge, hashlib.sha256).digest()
 
 
@@ -55,7 +55,8 @@ def is_near(nonce_path: str | os.PathLike[str], expected: bytes, challenge: byte
     try:
         fd = os.open(nonce_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (OSError, ValueError):
-        # Not there, not ours to read, not a path: each means that this process does not share the server's memory.
+        # Not there, not ours to read, not a path: each means that this process does not share the server's
+        # memory.
         return False
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):

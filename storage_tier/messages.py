@@ -1,11 +1,11 @@
-"""Block descriptions to and from the wire's messages. Pure; what comes from the wire is checked on the way."""
+"""Block descriptions to and from the wire's messages. Pure; what comes in is checked on the way."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from storage_tier.blocks import BlockInfo, Metadata, MetadataItem, clean_metadata, clean_path
 from storage_tier.errors import InvalidRequest
+from storage_tier.headers import BlockInfo, Metadata, MetadataItem, clean_metadata, clean_path
 from storage_tier.v1 import tier_pb2
 
 

@@ -1,7 +1,7 @@
 """The server process's RPC side: one gRPC server for any number of services, and the service of the tier.
 
-One port. Loopback unless told otherwise. Health and reflection are always there. A handler only ever talks to a thread-safe
-store and gives its answer; it keeps no state of its own.
+One port. Loopback unless told otherwise. Health and reflection are always there. A handler only ever talks to
+a thread-safe store and gives its answer; it keeps no state of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from storage_tier.host import proof_of
 from storage_tier.messages import info_to_wire, metadata_from_wire
 from storage_tier.tier import RESERVATION_TTL_S, Tier
 from storage_tier.v1 import tier_pb2, tier_pb2_grpc
-from storage_tier.wire import CHUNK_BYTES, SERVER_OPTIONS, TIER_ERRORS, AskToken, TlsServer, check_token, target
+from storage_tier.wire import (
+    CHUNK_BYTES,
+    SERVER_OPTIONS,
+    TIER_ERRORS,
+    AskToken,
+    TlsServer,
+    check_token,
+    target,
+)
 
 DEFAULT_MAX_WORKERS = 16
 MAX_CHALLENGE_BYTES = 64
@@ -29,7 +37,7 @@ MAX_DAMAGED_SHOWN = 20
 
 
 class RpcServer:
-    """A gRPC server: `add` services, `start`, `stop`. Threads, not processes: keep everything busy out of it."""
+    """A gRPC server: `add` services, `start`, `stop`. Its threads share an interpreter: no busy loops."""
 
     def __init__(
         self,
@@ -87,16 +95,19 @@ class RpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [*self._services, health.SERVICE_NAME]
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
+        # Asked beforehand, for gRPC would write its own idea of it to standard error first.
+        if self.port and (reason := _why_not(self.host, self.port)):
+            raise AddressInUse(reason)
         where = target(self.host, self.port)
         try:
             if self._tls is None:
                 self.port = self._server.add_insecure_port(where)
             else:
                 self.port = self._server.add_secure_port(where, self._tls.credentials())
-        except RuntimeError:
-            raise AddressInUse(_why_not(self.host, self.port)) from None
-        if self.port == 0:
-            raise AddressInUse(_why_not(self.host, self.port))
+        except RuntimeError as error:
+            raise AddressInUse(
+                _why_not(self.host, self.port) or f"{where} cannot be bound: {error}"
+            ) from None
         self._server.start()
         for name in ("", *names):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -119,22 +130,24 @@ class RpcServer:
         self.stop()
 
 
-def _why_not(host: str, port: int) -> str:
-    """Why the address cannot be bound: gRPC only says that it could not."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _why_not(host: str, port: int) -> str | None:
+    """Why the address cannot be bound, as a sentence; None when it can."""
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
+            probe.bind(address)
     except OSError as error:
         return (
-            f"{target(host, port)} cannot be listened on: {error.strerror or error}. Stop the process that does, or "
-            "choose another port (0 takes a free one) or host"
+            f"{target(host, port)} cannot be listened on: {error.strerror or error}. Stop the process that "
+            "does, or choose another port (0 takes a free one) or host"
         )
-    return f"{target(host, port)} cannot be listened on: choose another port (0 takes a free one) or host"
+    return None
 
 
-class TierService(tier_pb2_grpc.TierServicer):  # type: ignore[misc]
+class TierService(tier_pb2_grpc.TierServicer):
     """The service `storage_tier.v1.Tier` over one store. Errors travel by `TIER_ERRORS`."""
 
     NAME = "storage_tier.v1.Tier"
@@ -150,9 +163,7 @@ class TierService(tier_pb2_grpc.TierServicer):  # type: ignore[misc]
         return tier_pb2.ResponseHeader(server_id=self._tier.server_id, epoch=self._tier.epoch)
 
     @TIER_ERRORS.handler
-    def Hello(
-        self, request: tier_pb2.HelloRequest, context: grpc.ServicerContext
-    ) -> tier_pb2.HelloResponse:
+    def Hello(self, request: tier_pb2.HelloRequest, context: grpc.ServicerContext) -> tier_pb2.HelloResponse:
         if len(request.challenge) > MAX_CHALLENGE_BYTES:
             raise InvalidRequest(f"a challenge has at most {MAX_CHALLENGE_BYTES} bytes")
         return tier_pb2.HelloResponse(
@@ -235,7 +246,8 @@ class TierService(tier_pb2_grpc.TierServicer):  # type: ignore[misc]
             start, end = request.offset_bytes, block.size_bytes
             if not 0 <= start <= end or request.limit_bytes < 0:
                 raise InvalidRequest(
-                    f"{block.path} has {end:,} bytes, and {request.limit_bytes:,} from {start:,} on were asked for"
+                    f"{block.path} has {end:,} bytes, and {request.limit_bytes:,} from {start:,} on were "
+                    "asked for"
                 )
             if request.limit_bytes:
                 end = min(end, start + request.limit_bytes)

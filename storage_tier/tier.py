@@ -3,17 +3,16 @@
     DIRECTORY/lock            held (flock) by the one live owner; contains its pid
     DIRECTORY/identity.json   server id for life, epoch of the last start
     DIRECTORY/nonce           random bytes of this start: who can read them is on this host
-    DIRECTORY/blocks/...      one sealed file a block; the files are the catalog, a restart reads their headers
+    DIRECTORY/blocks/...      one sealed file a block; the files are the catalog, a restart reads their
+    headers
 
-A near writer links its file into blocks/ by itself and tells the tier afterwards; the link is the commit point. So the
-tier looks at the disk before it says that a block is not there.
+A near writer links its file into blocks/ by itself and tells the tier afterwards; the link is the commit
+point. So the tier looks at the disk before it says that a block is not there.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
 import os
 import shutil
 import sys
@@ -23,42 +22,47 @@ import uuid
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from storage_tier.blocks import (
-    Block,
-    BlockInfo,
-    BlockWriter,
-    Metadata,
-    block_file,
-    clean_metadata,
-    clean_path,
-    clean_prefix,
-    delete_file,
-    is_below,
-    payload_offset_bytes,
-    read_info,
-    scan,
-)
+from storage_tier.blocks import Block, delete_file, read_info, scan
 from storage_tier.budget import Budget, check_shared_memory, default_limit_bytes
+from storage_tier.directory import (
+    BLOCKS_NAME,
+    IDENTITY_NAME,
+    LOCK_NAME,
+    count_held_bytes,
+    make_directory,
+    next_epoch,
+    refuse_foreign,
+    take_lock,
+)
+from storage_tier.directory import remove_directory as remove_directory
 from storage_tier.errors import (
     BlockExists,
     BlockNotFound,
     CorruptBlock,
-    DirectoryInUse,
-    DirectoryRefused,
     InvalidRequest,
     OutOfMemory,
     ReservationLost,
     Unsupported,
 )
-from storage_tier.host import NONCE_NAME, TEMPORARY_PREFIX, write_nonce, write_whole
+from storage_tier.headers import (
+    BlockInfo,
+    Metadata,
+    block_file,
+    clean_metadata,
+    clean_path,
+    clean_prefix,
+    is_below,
+    payload_offset_bytes,
+)
+from storage_tier.host import NONCE_NAME, TEMPORARY_PREFIX, write_nonce
+from storage_tier.writer import BlockWriter, why_taken
 
-LOCK_NAME = "lock"
-IDENTITY_NAME = "identity.json"
-BLOCKS_NAME = "blocks"
-# A near writer has this long from CreateBlock to CommitBlock: 57 MB take 15 ms, a busy host a hundred times that.
+# A near writer has this long from CreateBlock to CommitBlock: 57 MB take 15 ms, a busy host a hundred times
+# that.
 RESERVATION_TTL_S = 60.0
 
 
@@ -72,6 +76,10 @@ class Reservation:
     file_bytes: int
     expires_s: float
     """On the monotonic clock."""
+
+
+# Inside of `Tier` the name `list` is its method.
+Listing = list[BlockInfo]
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ class TierStatus:
 
 
 class Tier:
-    """The store. Thread-safe. Its directory outlives it on purpose: the next `Tier` there goes on with the same blocks."""
+    """The store. Thread-safe. Its directory outlives it: the next `Tier` there has the same blocks."""
 
     def __init__(self, directory: Path, memory_bytes: int | None = None) -> None:
         """Take the directory (made if missing, mode 0700), count a new epoch, rebuild the list of blocks.
@@ -113,15 +121,16 @@ class Tier:
         if sys.platform != "linux":
             raise Unsupported(f"a tier needs Linux (tmpfs, unnamed files, flock), and this is {sys.platform}")
         self.directory = Path(os.path.abspath(directory))
-        _make_directory(self.directory)
-        self._lock_fd = _take_lock(self.directory)
+        make_directory(self.directory)
+        refuse_foreign(self.directory)
+        self._lock_fd = take_lock(self.directory)
         try:
-            _refuse_foreign(self.directory)
+            os.chmod(self.directory, 0o700)
             for temporary in self.directory.glob(TEMPORARY_PREFIX + "*"):
                 temporary.unlink(missing_ok=True)
             self.blocks_directory = self.directory / BLOCKS_NAME
             self.blocks_directory.mkdir(mode=0o700, exist_ok=True)
-            held_bytes = _held_bytes(self.directory)
+            held_bytes = count_held_bytes(self.directory)
             if memory_bytes is None:
                 memory_bytes = default_limit_bytes(self.directory, held_bytes)
             else:
@@ -135,7 +144,7 @@ class Tier:
             for info in found:
                 self._index(info)
             # Both are durable before the first client can see them.
-            self.server_id, self.epoch = _next_epoch(self.directory)
+            self.server_id, self.epoch = next_epoch(self.directory)
             self.nonce = write_nonce(self.directory)
             self.started_ns = time.time_ns()
         except BaseException:
@@ -196,8 +205,8 @@ class Tier:
             reservation = self._reservations.pop(reservation_id, None)
             if reservation is None:
                 raise ReservationLost(
-                    f"there is no reservation {reservation_id!r:.60}: it was committed or aborted before, its time "
-                    "ran out, or the server was started anew"
+                    f"there is no reservation {reservation_id!r:.60}: it was committed or aborted before, "
+                    "its time ran out, or the server was started anew"
                 )
             try:
                 info = self._read(reservation.path)
@@ -256,7 +265,7 @@ class Tier:
     # ------------------------------------------------------------------- read
 
     def info(self, path: str) -> BlockInfo:
-        """What a block is. A block that a near writer linked without telling is found on disk and listed from now on.
+        """What a block is. One that a near writer linked without telling is found on disk and then listed.
 
         Raises:
             BlockNotFound, InvalidPath; CorruptBlock: there is a file of this name, and it is not this block.
@@ -282,8 +291,8 @@ class Tier:
         info = self.info(path)
         return Block.map(self.local_path(info.path), info.path)
 
-    def list(self, prefix: str = "", after_path: str = "", limit_count: int | None = None) -> list[BlockInfo]:
-        """Blocks at or below `prefix`, in order of paths, beginning after `after_path`, at most `limit_count`.
+    def list(self, prefix: str = "", after_path: str = "", limit_count: int | None = None) -> Listing:
+        """Blocks at or below `prefix`, in order of paths, after `after_path`, at most `limit_count`.
 
         '/a' means the block /a and what is below it, not /ab.
 
@@ -292,11 +301,16 @@ class Tier:
         """
         prefix = clean_prefix(prefix)
         with self._lock:
+            self._expire()
+            # Who is killed between its link and its commit must not leave what a clean-up would not see.
+            for reservation in self._reservations.values():
+                if is_below(reservation.path, prefix):
+                    self._adopt(reservation.path)
             start = bisect_left(self._paths, prefix)
             if after_path:
                 start = max(start, bisect_right(self._paths, after_path))
-            found = []
-            for path in self._paths[start:]:
+            found: Listing = []
+            for path in islice(self._paths, start, None):
                 if not path.startswith(prefix) or (limit_count is not None and len(found) >= limit_count):
                     break
                 if is_below(path, prefix):
@@ -319,7 +333,7 @@ class Tier:
             self._forget(path)
 
     def delete_prefix(self, prefix: str) -> int:
-        """Remove all blocks at or below `prefix`; returns how many. One by one: a reader may see a part of them gone.
+        """Remove all blocks at or below `prefix`; returns how many. Not atomic over the blocks.
 
         Raises:
             InvalidPath.
@@ -332,9 +346,10 @@ class Tier:
         return count
 
     def wipe(self) -> None:
-        """Delete everything in the directory but the lock, the identity and the nonce; the tier goes on, empty.
+        """Delete all in the directory but lock, identity and nonce; the tier goes on, empty.
 
-        For the start of a server that was asked to begin anew. Whatever else keeps files there must not be open.
+        For the start of a server that was asked to begin anew. Whatever else keeps files there must not be
+        open.
         """
         with self._lock:
             keep = {LOCK_NAME, IDENTITY_NAME, NONCE_NAME}
@@ -396,9 +411,7 @@ class Tier:
 
     def _refuse_existing(self, path: str) -> None:
         if path in self._blocks or block_file(self.blocks_directory, path).exists():
-            raise BlockExists(
-                f"{path} exists already, and a block never changes: delete it first, or choose another path"
-            )
+            raise BlockExists(why_taken(self.blocks_directory, path))
 
     def _index(self, info: BlockInfo) -> None:
         # What is on disk is in use, whatever the budget says.
@@ -418,30 +431,19 @@ class Tier:
             del self._reservations[reservation.id]
             self.budget.release(_writing(reservation))
             # Its writer may have died right after the link: then the block is there and counts.
-            if reservation.path not in self._blocks:
-                try:
-                    self._index(self._read(reservation.path))
-                except BlockNotFound:
-                    continue
-                except CorruptBlock as error:
-                    self._damaged.append(str(error))
+            self._adopt(reservation.path)
 
-
-def remove_directory(directory: Path) -> None:
-    """Delete a tier's directory with all it holds. A directory that does not exist is no error.
-
-    Raises:
-        DirectoryInUse: a live server owns it.
-        DirectoryRefused: it is not a tier's.
-    """
-    if not directory.exists():
-        return
-    lock_fd = _take_lock(directory)
-    try:
-        _refuse_foreign(directory)
-        shutil.rmtree(directory)
-    finally:
-        os.close(lock_fd)
+    def _adopt(self, path: str) -> None:
+        """List the block if it is on disk."""
+        if path in self._blocks or not block_file(self.blocks_directory, path).is_file():
+            return
+        try:
+            self._index(self._read(path))
+        except BlockNotFound:
+            return
+        except CorruptBlock as error:
+            if str(error) not in self._damaged:
+                self._damaged.append(str(error))
 
 
 def _writing(reservation: Reservation) -> str:
@@ -450,95 +452,6 @@ def _writing(reservation: Reservation) -> str:
 
 def _stored(path: str) -> str:
     return f"the block {path}"
-
-
-def _make_directory(directory: Path) -> None:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = os.stat(directory, follow_symlinks=False)
-    if status.st_uid != os.geteuid():
-        raise DirectoryRefused(
-            f"{directory} belongs to user {status.st_uid}, and this server runs as {os.geteuid()}: choose another"
-        )
-
-
-def _take_lock(directory: Path) -> int:
-    path = directory / LOCK_NAME
-    while True:
-        # Not inherited by programs that are started; a bare fork does inherit it, so servers are never forked.
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pid = os.pread(fd, 32, 0).decode(errors="replace").strip()
-                raise DirectoryInUse(
-                    f"{directory} is in use by the server with process id {pid or 'unknown'}: stop that one, or "
-                    "choose another directory"
-                ) from None
-            if _is_at(fd, path):
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        # The directory was removed between open and flock: what we hold is nobody's lock.
-        os.close(fd)
-
-
-def _is_at(fd: int, path: Path) -> bool:
-    try:
-        there = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(os.fstat(fd), there)
-
-
-def _refuse_foreign(directory: Path) -> None:
-    """A typo in --dir must not cost anybody their files: neither the mode of the directory nor what a wipe deletes."""
-    if not (directory / IDENTITY_NAME).exists():
-        ours = {LOCK_NAME, NONCE_NAME, BLOCKS_NAME}
-        others = sorted(
-            entry.name
-            for entry in directory.iterdir()
-            if entry.name not in ours and not entry.name.startswith(TEMPORARY_PREFIX)
-        )
-        if others:
-            (directory / LOCK_NAME).unlink()
-            raise DirectoryRefused(
-                f"{directory} is not a tier's directory and holds {len(others)} other entries ({others[0]!r:.60}): "
-                "give an empty or a new one"
-            )
-    os.chmod(directory, 0o700)
-
-
-def _next_epoch(directory: Path) -> tuple[str, int]:
-    path = directory / IDENTITY_NAME
-    server_id, epoch = str(uuid.uuid4()), 0
-    if path.exists():
-        try:
-            identity = json.loads(path.read_bytes())
-            server_id, epoch = str(uuid.UUID(identity["server_id"])), int(identity["epoch"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DirectoryRefused(
-                f"{path} cannot be read ({type(error).__name__}: {error}): it was damaged. Restore it, or move the "
-                "directory away"
-            ) from None
-    epoch += 1
-    write_whole(path, json.dumps({"server_id": server_id, "epoch": epoch}).encode())
-    return server_id, epoch
-
-
-def _held_bytes(directory: Path) -> int:
-    total_bytes = 0
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            try:
-                total_bytes += os.lstat(os.path.join(folder, name)).st_blocks * 512
-            except FileNotFoundError:
-                # A near writer or a client of the last start is still at work; it is not counted.
-                continue
-    return total_bytes
 
 
 def _remove(entry: Path) -> None:

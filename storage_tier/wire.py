@@ -1,7 +1,8 @@
 """The wire: addresses, channels, the token, and one table of errors for both ends. Both packages use it.
 
-Nothing executable crosses it. Whatever a handler raises arrives at the client as the same class with the same sentence;
-what nobody foresaw arrives as INTERNAL, with type and message, and its traceback is in the server's log.
+Nothing executable crosses it. Whatever a handler raises arrives at the client as the same class with the same
+sentence; what nobody foresaw arrives as INTERNAL, with type and message, and its traceback is in the server's
+log.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class TlsClient:
 
 
 def parse_address(address: str) -> list[tuple[str, int]]:
-    """The (host, port) pairs of 'coproc://HOST:PORT[,HOST:PORT...]'; 'tier://' is accepted too. IPv6 in brackets.
+    """The (host, port) pairs of 'coproc://HOST:PORT[,HOST:PORT...]'; or 'tier://'. IPv6 in brackets.
 
     Raises:
         InvalidAddress: with what was found.
@@ -114,11 +115,15 @@ def parse_address(address: str) -> list[tuple[str, int]]:
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
         elif ":" in host:
-            raise errors.InvalidAddress(f"{part!r:.100} in {address!r:.100}: an IPv6 host stands in brackets: {form}")
+            raise errors.InvalidAddress(
+                f"{part!r:.100} in {address!r:.100}: an IPv6 host stands in brackets: {form}"
+            )
         if not colon or not host or any(character.isspace() or character in "/@?#" for character in host):
             raise errors.InvalidAddress(f"{part!r:.100} in {address!r:.100} is not HOST:PORT: {form}")
         if not (port_text.isascii() and port_text.isdigit() and 0 < int(port_text) < 65536):
-            raise errors.InvalidAddress(f"{part!r:.100} in {address!r:.100}: the port must be 1 to 65535: {form}")
+            raise errors.InvalidAddress(
+                f"{part!r:.100} in {address!r:.100}: the port must be 1 to 65535: {form}"
+            )
         if (host, int(port_text)) in servers:
             raise errors.InvalidAddress(f"{address!r:.100} names {part!r:.100} twice")
         servers.append((host, int(port_text)))
@@ -146,10 +151,8 @@ def check_token(token: str | None) -> str | None:
     return token
 
 
-def channel(
-    host: str, port: int, *, token: str | None = None, tls: TlsClient | None = None
-) -> grpc.Channel:
-    """A channel to one server. Connects at the first call, never blocks here; to be used in the process that made it.
+def channel(host: str, port: int, *, token: str | None = None, tls: TlsClient | None = None) -> grpc.Channel:
+    """A channel to one server. Connects at the first call; to be used in the process that made it only.
 
     With a token and no TLS the token travels in clear: fine on loopback and in networks of your own only.
     """
@@ -204,7 +207,7 @@ class _SendToken(
 
 
 class AskToken(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Refuses every call without the right token. Health checks need none: they tell nothing but that one serves."""
+    """Refuses every call without the right token. Health checks need none: they tell only that one serves."""
 
     OPEN_PREFIX = "/grpc.health.v1.Health/"
 
@@ -234,9 +237,9 @@ class AskToken(grpc.ServerInterceptor):  # type: ignore[misc]
 class ErrorTable:
     """Which error class travels as which gRPC status, both ways.
 
-    The class name goes in the trailing metadata `error-class`, so that one status may stand for several classes. What
-    comes without a name (from gRPC itself, or a proxy) becomes the *first* class of its status. A class that is not in
-    the table travels as its nearest base that is.
+    The class name goes in the trailing metadata `error-class`, so that one status may stand for several
+    classes. What comes without a name (from gRPC itself, or a proxy) becomes the *first* class of its status.
+    A class that is not in the table travels as its nearest base that is.
     """
 
     REQUIRED = (
@@ -247,7 +250,7 @@ class ErrorTable:
     )
 
     def __init__(self, codes: Mapping[type[Exception], grpc.StatusCode]) -> None:
-        """`codes` must have a class for each of UNAVAILABLE, UNAUTHENTICATED, DEADLINE_EXCEEDED and INTERNAL."""
+        """`codes` must have a class for each status of `REQUIRED`; else, or for equal names, `ValueError`."""
         self.codes = dict(codes)
         self._by_name = {kind.__name__: kind for kind in self.codes}
         if len(self._by_name) != len(self.codes):
@@ -262,7 +265,8 @@ class ErrorTable:
     def abort(self, context: grpc.ServicerContext, error: BaseException) -> NoReturn:
         """End a call with the status of `error`. For handlers; raises out of them, as gRPC wants it.
 
-        An error that is not in the table is logged with its traceback and becomes INTERNAL with type and message.
+        An error that is not in the table is logged with its traceback and becomes INTERNAL with type and
+        message.
         """
         kind = next((kind for kind in type(error).__mro__ if kind in self.codes), None)
         if kind is None:
@@ -278,7 +282,10 @@ class ErrorTable:
         raise AssertionError("abort returned")
 
     def raise_from(self, error: grpc.RpcError, peer: str = "") -> NoReturn:
-        """Raise on the client what was raised on the server, or what gRPC itself found. `peer` is named in the sentence."""
+        """Raise on the client what was raised on the server, or what gRPC itself found.
+
+        `peer` is named in the sentence.
+        """
         code, details = error.code(), error.details() or ""
         name = next((value for key, value in error.trailing_metadata() or () if key == ERROR_CLASS_KEY), None)
         kind = self._by_name.get(str(name))
@@ -288,16 +295,21 @@ class ErrorTable:
         internal = self._plain[grpc.StatusCode.INTERNAL]
         if code == grpc.StatusCode.UNAVAILABLE:
             raise self._plain[code](
-                f"no server answers{where}: it is not running, still starting, or not reachable from here ({details})"
+                f"no server answers{where}: it is not running, still starting, or not reachable from here "
+                f"({details})"
             ) from None
         if code == grpc.StatusCode.CANCELLED:
-            raise self._plain[grpc.StatusCode.UNAVAILABLE](f"the call{where} was cancelled ({details})") from None
+            raise self._plain[grpc.StatusCode.UNAVAILABLE](
+                f"the call{where} was cancelled ({details})"
+            ) from None
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             raise self._plain[code](f"no answer{where} in the time given ({details})") from None
         if code == grpc.StatusCode.UNAUTHENTICATED:
             raise self._plain[code](f"refused{where}: {details}") from None
         if code == grpc.StatusCode.UNIMPLEMENTED:
-            raise internal(f"the server{where} does not know this call: is it another version? ({details})") from None
+            raise internal(
+                f"the server{where} does not know this call: is it another version? ({details})"
+            ) from None
         raise internal(f"the call{where} failed with {code.name}: {details}") from None
 
     @contextmanager

@@ -17,11 +17,14 @@ import ctypes
 import mmap
 import platform
 import sys
+from array import array
 
 import numpy as np
 from numpy.typing import NDArray
 
 WORD_BYTES = 8
+WORD_CODE = "l"
+"""Type code of a word for `array.array`: 64 bits on every Linux this runs on."""
 
 _FUTEX_WAIT = 0
 _FUTEX_WAKE = 1
@@ -110,6 +113,10 @@ class Words:
     def row(self, index: int, count: int = 8) -> list[int]:
         """`count` words from `index` on as a list: each whole, but not all of one moment."""
         return self._cells[index : index + count].tolist()
+
+    def store_row(self, index: int, values: array[int]) -> None:
+        """Store several words, in no promised order: for what becomes visible by a later `store`."""
+        self._cells[index : index + len(values)] = memoryview(values)
 
     def ring(self, index: int) -> None:
         """Change the word and wake all who wait on it. Also a full barrier.

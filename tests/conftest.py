@@ -16,8 +16,8 @@ tolerated; what is excepted is listed here with its reason:
   Descriptors without a name (anonymous inodes) are therefore counted by kind, and gRPC is woken before the
   first look.
 - Python's resource tracker: one process for the whole interpreter, started by its first user.
-- Names in /dev/shm which a process outside this one's family holds open are somebody else's: machines are
-  shared.
+- An entry of /dev/shm in which a process outside this family has something open is somebody else's, with
+  all that lies in it: machines are shared.
 - Threads of native libraries (BLAS, Arrow, OpenMP pools) are not Python threads and stay by design.
 - A test that failed is not checked: its traceback keeps its objects alive, and its failure is the news.
 """
@@ -180,8 +180,13 @@ def variables() -> Iterator[Resource]:
             yield Resource("variable", (name, value), f"variable {name}={value}")
 
 
+def entry_of(path: str) -> str:
+    """The entry of /dev/shm that a path is or lies in."""
+    return "/".join(path.split("/")[:4])
+
+
 def held_outside() -> set[str]:
-    """Paths in /dev/shm that a process outside the family has open or mapped."""
+    """Entries of /dev/shm in which a process outside the family has something open or mapped."""
     ours = {os.getpid(), *family()}
     held: set[str] = set()
     for name in os.listdir("/proc"):
@@ -194,7 +199,7 @@ def held_outside() -> set[str]:
             )
         except OSError:  # gone meanwhile, or of another user: then its names can't be told
             continue
-    return {path for path in held if path.startswith(f"{SHM}/")}
+    return {entry_of(path) for path in held if path.startswith(f"{SHM}/")}
 
 
 # ---- who owns it
@@ -221,12 +226,7 @@ def left_over(before: set[Resource], held: Iterable[set[Resource]]) -> list[Reso
         suspects = {
             found
             for found in suspects
-            if found.kind != "name"
-            or not (
-                found.text.startswith(folders)
-                or found.text in foreign
-                or any(path.startswith(f"{found.text}/") for path in foreign)
-            )
+            if found.kind != "name" or not (found.text.startswith(folders) or entry_of(found.text) in foreign)
         }
     return sorted(suspects, key=lambda found: (found.kind, found.text))
 

@@ -20,6 +20,8 @@ import storage_tier.wire
 TREES = {coproc.errors: coproc.errors.CoprocError, storage_tier.errors: storage_tier.errors.TierError}
 TABLES = {coproc.errors: coproc.wire.ERRORS, storage_tier.errors: storage_tier.wire.TIER_ERRORS}
 PACKAGES = ["coproc", "storage_tier"]
+# Signals inside one module, which the same module catches; nobody else ever sees them.
+INSIDE = {"coproc.worker.Stopped", "coproc.pools.processes.Died"}
 
 
 def classes(module: object) -> list[type[BaseException]]:
@@ -59,7 +61,7 @@ def test_no_error_is_defined_elsewhere(package: str) -> None:
         module = importlib.import_module(info.name)
         if module not in TREES:
             strays += [f"{info.name}.{found.__name__}" for found in classes(module)]
-    assert not strays
+    assert not set(strays) - INSIDE
 
 
 @pytest.mark.parametrize("module", TREES, ids=lambda module: module.__name__)

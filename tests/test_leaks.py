@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -112,12 +113,12 @@ def test_a_failed_test_is_not_checked(pytester: pytest.Pytester) -> None:
     )
 
 
-def test_names_that_others_hold_are_theirs(pytester: pytest.Pytester) -> None:
-    path = Path(f"/dev/shm/leak-theirs-{os.getpid()}")
-    with path.open("w"):
-        try:
-            body = f"def test_it():\n    Path({str(path)!r}).rename({str(path) + '-moved'!r})\n"
+def test_what_lies_where_others_have_something_open_is_theirs(pytester: pytest.Pytester) -> None:
+    folder = Path(f"/dev/shm/leak-theirs-{os.getpid()}")
+    folder.mkdir()
+    try:
+        with (folder / "lock").open("w"):
+            body = f"def test_it():\n    (Path({str(folder)!r}) / 'a').touch()\n"
             run(pytester, body).assert_outcomes(passed=1)
-        finally:
-            for left in path.parent.glob(path.name + "*"):
-                left.unlink()
+    finally:
+        shutil.rmtree(folder)

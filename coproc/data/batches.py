@@ -93,7 +93,7 @@ class Batches:
         # Every index is in range; with mode="raise" numpy would gather into a temporary first.
         np.take(self.rows.features, chosen, axis=0, out=gathered, mode="clip")
         np.take(self.rows.labels, chosen, out=labels, mode="clip")
-        if gathered is not features or self._factor != 1:
+        if self._gathered is not self._features or self._factor != 1:
             np.multiply(gathered, self._factor, out=features, dtype=np.float32)
         return Minibatch(features, labels, (self.seed, epoch, self.partition_index, k))
 

@@ -38,7 +38,8 @@ class CoprocMode:
         """Create the model.
 
         Raises:
-            ModelExists: another run has this name. Unreachable, Unauthenticated, OutOfMemory: from the cluster.
+            ModelExists: another run has this name.
+            Unreachable, Unauthenticated, OutOfMemory: from the cluster.
         """
         self._settings = settings
         self._client: Client | None = connect(settings.address, token=settings.token)
@@ -53,8 +54,8 @@ class CoprocMode:
         except ModelExists:
             self._client.close()
             raise ModelExists(
-                f"there is a model {settings.model!r} at {settings.address} already, of another run that goes "
-                "on or was left: choose another name with --model, or delete that one"
+                f"there is a model {settings.model!r} at {settings.address} already, of another run that "
+                "goes on or was left: choose another name with --model, or delete that one"
             ) from None
         except BaseException:
             self._client.close()

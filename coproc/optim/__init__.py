@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from coproc.optim.adam import Adam
 from coproc.optim.adamw import AdamW
-from coproc.optim.base import Optimizer, from_config, registered
+from coproc.optim.base import Optimizer, Row, from_config, registered
 from coproc.optim.compiled import (
     ASYNCHRONOUS_COUNTS,
     GRADIENTS_AT_ONCE,
@@ -37,6 +37,7 @@ __all__ = [
     "AdamW",
     "Momentum",
     "Optimizer",
+    "Row",
     "aligned_row",
     "apply",
     "compile_sweep",

@@ -11,6 +11,7 @@ paper and in PyTorch.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -55,9 +56,12 @@ class Adam(Optimizer):
     def constants(self, step: int, learning_rate: float) -> Constants:
         rate = learning_rate / (1.0 - self.beta1**step)
         root = 1.0 / math.sqrt(1.0 - self.beta2**step)
-        return as_constants(
-            self.beta1, 1.0 - self.beta1, self.beta2, 1.0 - self.beta2, rate, root, self.epsilon
-        )
+        return (*self._decays, *as_constants(rate, root))
+
+    @functools.cached_property
+    def _decays(self) -> Constants:
+        # Not rounded anew for each push.
+        return as_constants(self.beta1, 1.0 - self.beta1, self.beta2, 1.0 - self.beta2, self.epsilon)
 
 
 @sweep
@@ -74,7 +78,7 @@ def sweep_adam(
     for line in range(lines(params)):
         p, m, v = get(params, line), get(first, line), get(second, line)
         for k in range(len(gradients)):
-            beta1, rest1, beta2, rest2, rate, root, epsilon = constants[k]
+            beta1, rest1, beta2, rest2, epsilon, rate, root = constants[k]
             g = weighted_sum(gradients[k], weights[k], line)
             m = beta1 * m + rest1 * g
             v = beta2 * v + rest2 * (g * g)

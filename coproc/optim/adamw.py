@@ -4,13 +4,14 @@
     v <- beta2 * v + (1 - beta2) * g^2
     p <- (1 - learning_rate * weight_decay) * p - rate * m / (sqrt(v) * root + epsilon)
 
-with rate = learning_rate / (1 - beta1^t) and root = 1 / sqrt(1 - beta2^t), t = 1, 2, 3, ... The decay does not
-pass through the moments. As in PyTorch it is multiplied by the learning rate; the paper has a schedule of its
-own there.
+with rate = learning_rate / (1 - beta1^t) and root = 1 / sqrt(1 - beta2^t), t = 1, 2, 3, ... The decay
+does not pass through the moments. As in PyTorch it is multiplied by the learning rate; the paper has a
+schedule of its own there.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -59,9 +60,12 @@ class AdamW(Optimizer):
         keep = 1.0 - learning_rate * self.weight_decay
         rate = learning_rate / (1.0 - self.beta1**step)
         root = 1.0 / math.sqrt(1.0 - self.beta2**step)
-        return as_constants(
-            self.beta1, 1.0 - self.beta1, self.beta2, 1.0 - self.beta2, keep, rate, root, self.epsilon
-        )
+        return (*self._decays, *as_constants(keep, rate, root))
+
+    @functools.cached_property
+    def _decays(self) -> Constants:
+        # Not rounded anew for each push.
+        return as_constants(self.beta1, 1.0 - self.beta1, self.beta2, 1.0 - self.beta2, self.epsilon)
 
 
 @sweep
@@ -78,7 +82,7 @@ def sweep_adamw(
     for line in range(lines(params)):
         p, m, v = get(params, line), get(first, line), get(second, line)
         for k in range(len(gradients)):
-            beta1, rest1, beta2, rest2, keep, rate, root, epsilon = constants[k]
+            beta1, rest1, beta2, rest2, epsilon, keep, rate, root = constants[k]
             g = weighted_sum(gradients[k], weights[k], line)
             m = beta1 * m + rest1 * g
             v = beta2 * v + rest2 * (g * g)

@@ -14,6 +14,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from coproc.optim.base import Constants, Optimizer, Row
 STREAM_FROM = 1 << 19
 """Floats of a shard from which its sweep stores past the caches.
 
-A plain store first reads the line it overwrites, a streamed one does not: a third less traffic for Adam once its
-rows outgrow the caches. Below, the next reader would have found the rows in the cache: measured at 2^14 floats,
-streaming takes 2.6 times as long as plain stores, at 2^19 it takes 0.87 of it.
+A plain store first reads the line it overwrites, a streamed one does not: less traffic, once the rows outgrow
+the caches. Below, the next reader would have found the rows in the cache: measured at 2^14 floats, streaming
+takes 2.6 times as long as plain stores, at 2^19 it takes 0.87 of it.
 """
 
 GRADIENTS_AT_ONCE = 8
@@ -41,6 +42,7 @@ CompiledSweep = Callable[..., None]
 Gradients = tuple[tuple[Row, ...], ...]
 Weights = tuple[Constants, ...]
 
+_FLOAT32 = np.dtype(np.float32)
 _STREAMED = 1
 _ALIGN_BYTES = 64
 _FREE_BYTES_FOR_CACHE = 64 << 20
@@ -89,10 +91,10 @@ def apply(
     size = _checked_size(gradients, weights, constants, front, back)
     if streamed:
         for row in back:
-            if row.ctypes.data % _ALIGN_BYTES:
+            if beyond := row.ctypes.data % _ALIGN_BYTES:
                 raise ValueError(
-                    f"a streamed sweep needs rows that start at a multiple of {_ALIGN_BYTES} bytes, and one starts "
-                    f"{row.ctypes.data % _ALIGN_BYTES} bytes after one: allocate it aligned, or do not stream"
+                    f"a streamed sweep needs rows that start at a multiple of {_ALIGN_BYTES} bytes, and one "
+                    f"starts {beyond} bytes after one: allocate it aligned, or do not stream"
                 )
     how = _STREAMED if streamed else None
     if sum(map(len, gradients)) <= GRADIENTS_AT_ONCE:
@@ -166,8 +168,9 @@ def _checked_size(
             f"several updates may have {GRADIENTS_AT_ONCE} gradients together, not {sum(counts)}: use passes"
         )
     size = front[0].size
-    for row in _all_rows(gradients, front, back):
-        if row.dtype != np.float32 or row.shape != (size,) or not row.flags.c_contiguous:
+    shape = (size,)
+    for row in chain(front, back, *gradients):
+        if row.dtype != _FLOAT32 or row.shape != shape or not row.flags.c_contiguous:
             raise ValueError(
                 f"every buffer of a sweep must be contiguous float32 of shape ({size},) as its parameters, "
                 f"and one is {row.dtype} of shape {row.shape}, strides {row.strides}"
@@ -176,13 +179,6 @@ def _checked_size(
         if not row.flags.writeable:
             raise ValueError("the back of a sweep must be writable")
     return size
-
-
-def _all_rows(gradients: Gradients, front: tuple[Row, ...], back: tuple[Row, ...]) -> Iterator[Row]:
-    yield from front
-    yield from back
-    for members in gradients:
-        yield from members
 
 
 def _apply_large_round(
@@ -198,8 +194,11 @@ def _apply_large_round(
 ) -> None:
     """A round of more than 8, range by range: sums of 8 go through the scratch, still from left to right."""
     chunk = scratch.size // 2 // base.LINE_FLOATS * base.LINE_FLOATS
-    if scratch.dtype != np.float32 or not scratch.flags.c_contiguous or chunk == 0:
-        raise ValueError(f"a round of {len(members)} needs a contiguous float32 scratch, not {scratch.dtype}")
+    if scratch.dtype != _FLOAT32 or not scratch.flags.c_contiguous or chunk == 0:
+        raise ValueError(
+            f"a round of {len(members)} needs a contiguous float32 scratch of at least "
+            f"{2 * base.LINE_FLOATS}, not {scratch.dtype} of shape {scratch.shape}"
+        )
     halves = scratch[:chunk], scratch[chunk : 2 * chunk]
     add = _compiled(_sum_members)
     one = np.float32(1)
@@ -297,8 +296,9 @@ def _teach_numba() -> None:
 def cache_directory() -> Path | None:
     """Where compiled sweeps are kept: a directory of this user alone, or None if there can't be one.
 
-    Its name says what the machine code was made of, since numba's cache looks only at the file of the function
-    itself: all sources, numba, llvmlite, the processor. What is in it gets executed, so it is never shared.
+    Its name says what the machine code was made of, since numba's cache looks only at the file of the
+    function itself: all sources, numba, llvmlite, the processor. What is in it gets executed, so it is never
+    shared.
     """
     import llvmlite
     import llvmlite.binding

@@ -13,7 +13,9 @@ from typing import Protocol
 
 import coproc.errors
 from coproc.errors import ConfigError, CoprocError, ServerError
+from coproc.wire import as_coproc
 from coproc.worker import WorkerReport, WorkerTask, never
+from storage_tier.errors import TierError
 
 # A worker is one unit of parallelism: several BLAS threads in each would fight for the same cores.
 # Read by the libraries when they are loaded, so it must be in the environment before numpy is imported.
@@ -75,9 +77,11 @@ def require_slots(pool: Pool, workers_count: int) -> None:
 
 def failure_text(error: BaseException) -> str:
     """`error` as one line that `raise_failure` understands, wherever it is quoted."""
-    kind = type(error).__name__ if isinstance(error, CoprocError) else "ServerError"
-    message = str(error) if isinstance(error, CoprocError) else f"{type(error).__name__}: {error}"
-    return "coproc-failure " + json.dumps({"kind": kind, "message": message})
+    if isinstance(error, TierError):
+        error = as_coproc(error)
+    if not isinstance(error, CoprocError):
+        error = ServerError(f"{type(error).__name__}: {error}")
+    return "coproc-failure " + json.dumps({"kind": type(error).__name__, "message": str(error)})
 
 
 def failure_in(text: str) -> CoprocError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -26,6 +27,9 @@ INSTALL_JAVA = (
     "openjdk-17-jre-headless; Fedora: dnf install java-17-openjdk-headless; macOS: brew install openjdk@17), "
     "or use --pool processes, which needs none"
 )
+
+PREFIX = "coproc-spark-"
+OWNER = "owner"
 
 # Nothing below ERROR, and no stack walls of tasks: a task's failure reaches the driver as a sentence.
 LOG4J = """\
@@ -76,6 +80,34 @@ def require_pyspark() -> None:
         ) from None
 
 
+@contextlib.contextmanager
+def _python_of_workers(executable: str) -> Iterator[None]:
+    """Have pyspark start this interpreter for its workers: it takes it from the environment, and only there."""
+    before = os.environ.get("PYSPARK_PYTHON")
+    os.environ["PYSPARK_PYTHON"] = before or executable
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYSPARK_PYTHON"]
+
+
+def remove_abandoned() -> None:
+    """Remove what embedded Sparks of this user left behind whose process was killed: nobody locks it any more."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            owner = os.open(directory / OWNER, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:  # of another user, or just being made or removed
+            continue
+        try:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(directory, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(owner)
+
+
 class LocalSpark:
     """An embedded Spark on this host with `slots` task slots; `close` ends it and removes its files.
 
@@ -90,7 +122,10 @@ class LocalSpark:
         """
         require_pyspark()
         require_java()
-        self._dir = Path(tempfile.mkdtemp(prefix="coproc-spark-"))
+        remove_abandoned()
+        self._dir = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._owner = os.open(self._dir / OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._owner, fcntl.LOCK_EX)
         try:
             self.session = self._start(slots, memory)
         except Exception as error:
@@ -108,8 +143,6 @@ class LocalSpark:
             "spark.driver.extraJavaOptions": java_options,
             "spark.executorEnv.PYTHONPATH": python_path(),
             "spark.local.dir": str(self._dir),
-            "spark.pyspark.python": sys.executable,
-            "spark.pyspark.driver.python": sys.executable,
             # Half the time of a job goes into TCP between the JVM and Python.
             "spark.python.unix.domain.socket.enabled": "true",
             "spark.python.unix.domain.socket.dir": str(self._dir),
@@ -126,7 +159,7 @@ class LocalSpark:
             builder = SparkSession.builder.master(f"local[{slots},{ATTEMPT_LIMIT}]").appName("coproc")
             for name, value in settings.items():
                 builder = builder.config(name, value)
-            with self._stderr_to_log():
+            with self._stderr_to_log(), _python_of_workers(sys.executable):
                 return builder.getOrCreate()
 
     def close(self) -> None:
@@ -151,7 +184,8 @@ class LocalSpark:
         self._remove()
 
     def _remove(self) -> None:
-        shutil.rmtree(self._dir, ignore_errors=True)
+        shutil.rmtree(self._dir)
+        os.close(self._owner)
 
     def _log_tail(self) -> str:
         log = self._dir / "stderr.log"

@@ -189,6 +189,8 @@ class Models:
         if engine is None:
             return
         engine.control.general.store(ctl.STATE, ctl.DELETED)
+        if engine.sequencer is not None:
+            engine.sequencer.submit(engine.sequencer.close_all_seats)
         for shard in engine.shards:
             shard.words.ring(pub.BELL)
         engine.close()

@@ -33,6 +33,8 @@ _PENDING = -1
 # A seat that was given but never taken (the client died in between) is free again after this long.
 _TAKE_WITHIN_S = 30.0
 READER = -1
+# Entries that may wait for the slowest shard: the log, less one round of all workers.
+_LOG_ROOM = ctl.LOG_ENTRIES - ctl.MAX_WORKERS
 
 
 @dataclass
@@ -80,7 +82,7 @@ class SequencerLoop:
         self._missing_since: dict[int, float] = {}
         self.counters = Counters()
         control.replay()
-        self.core = Sequencer(spec.consistency, control.head_version, control.append, control.ledger())
+        self.core = Sequencer(spec.consistency, control.head_version, control.ledger())
         self._tell_slowest()
         self._recover_seats()
 
@@ -91,7 +93,7 @@ class SequencerLoop:
         position = start
         for entry in self._control.entries(start, self._control.head):
             position += 1
-            if entry.kind is Kind.DESCEND:
+            if entry.kind == Kind.DESCEND:
                 busy[entry.seat, entry.slot, entry.worker, entry.step] = position + entry.following
         self._map.refresh()
         for number, (generation, seat) in self._map.open.items():
@@ -108,6 +110,7 @@ class SequencerLoop:
                 known.taken += 1
             self._seats.append(known)
         self._seats.sort(key=lambda s: (s.worker, s.number))
+        self._by_number = {taken.number: taken for taken in self._seats}
 
     @property
     def seats_count(self) -> int:
@@ -159,14 +162,16 @@ class SequencerLoop:
             table.store(row + word, value)
         self._seats_changed()
         seat = self._map.open[number][1]
-        self._seats.append(_Taken(number, generation, worker, seat, 0, [0] * depth, time.monotonic()))
+        taken = _Taken(number, generation, worker, seat, 0, [0] * depth, time.monotonic())
+        self._seats.append(taken)
+        self._by_number[number] = taken
         self._seats.sort(key=lambda s: (s.worker, s.number))
         if worker == READER:
             return number, generation, 0
         self.core.join(worker)
+        self._append_records()
         self._missing_since.pop(worker, None)
         self._control.general.store(ctl.LOST_WORKER, 0)
-        self._tell_slowest()
         return number, generation, self._next_step(worker)
 
     def _next_step(self, worker: int) -> int:
@@ -188,16 +193,22 @@ class SequencerLoop:
                 fence()
                 taken.seat.words.ring(seats.BELL)
 
+    def close_all_seats(self) -> None:
+        """The model is deleted: nobody may commit any more."""
+        for taken in self._seats:
+            self.close_seat(taken.number, taken.generation)
+
     def leave(self, worker: int) -> None:
         """Nobody waits for `worker` any more."""
         self.poll()
         self.core.leave(worker)
-        self._tell_slowest()
+        self._append_records()
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """A record of the log: every shard changes at the same version."""
         self.poll()
         self.core.hyper(ctl.float_to_word(learning_rate))
+        self._append_records()
 
     def settle(self) -> int:
         """Admit all that is committed and can be admitted now; the version that will have it."""
@@ -226,30 +237,40 @@ class SequencerLoop:
     def poll(self) -> bool:
         """Take new commits and free applied slots; False if nothing was new."""
         new = False
+        room = _LOG_ROOM - self._control.head + min([shard.kept_from for shard in self._shards])
         for taken in self._seats:
             if taken.taken < taken.seat.words.load(seats.HEAD):
-                new |= self._take(taken)
-        if self.core.admitted:
-            by_number = {taken.number: taken for taken in self._seats}
-            for seat, slot, position in self.core.admitted:
-                by_number[seat].positions[slot] = position
-            self.core.admitted.clear()
-            self._tell_slowest()
+                new |= self._take(taken, room)
+        self._append_records()
         self._free()
         return new
 
-    def _take(self, taken: _Taken) -> bool:
-        seat, counters = taken.seat, self.counters
+    def _append_records(self) -> None:
+        """Write what the core has decided; from here on it is decided."""
+        records = self.core.records
+        if not records:
+            return
+        self.core.records = []
+        position = self._control.head
+        self._control.append(records)
+        by_number = self._by_number
+        for entry in records:
+            position += 1
+            if entry.kind == Kind.DESCEND:
+                by_number[entry.seat].positions[entry.slot] = position + entry.following
+        self._tell_slowest()
+
+    def _take(self, taken: _Taken, room: int) -> bool:
+        seat, counters, core = taken.seat, self.counters, self.core
         before = taken.taken
-        while taken.taken < seat.words.load(seats.HEAD):
-            if self._control.head - min(s.kept_from for s in self._shards) > ctl.LOG_ENTRIES - ctl.MAX_WORKERS - 64:
-                break
+        head = seat.words.load(seats.HEAD)
+        while taken.taken < head and len(core.records) < room:
             slot = taken.taken % seat.depth
             commit = seat.read_line(slot)
             # The sequencer may close a round inside commit(): the slot is pending before it is known.
             taken.positions[slot] = _PENDING
-            version = self.core.version
-            verdict = self.core.commit(taken.worker, commit.step, taken.number, slot, commit.examples)
+            version = core.version
+            verdict = core.commit(taken.worker, commit.step, taken.number, slot, commit.examples)
             if verdict is Verdict.AHEAD:
                 break
             taken.taken += 1
@@ -317,6 +338,7 @@ class SequencerLoop:
     def _drop(self, taken: _Taken) -> None:
         path = self._spec.seat_path(taken.number, taken.generation)
         self._seats.remove(taken)
+        del self._by_number[taken.number]
         self._control.seats.store(taken.number * ctl.ROW + ctl.SEAT_STATE, ctl.SEAT_FREE)
         self._seats_changed()
         path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from coproc.errors import ConfigError, ModelNotFound, Unsupported
+from coproc.errors import ConfigError, ModelNotFound, OutOfMemory, Unsupported
 from coproc.near import NearModel, NearWorker
 from coproc.server.engine import Engine
 from coproc.server.far import LEASE_TTL_S, FarSessions
@@ -56,16 +56,24 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         servers = list(begin.servers)
         if not servers:
             raise ConfigError("no server was named for the model's shards")
+        ranges = spec.layout.shards(len(spec.shards) or len(servers))
+        places = tuple(ShardPlace(lo, hi, servers[n % len(servers)], "") for n, (lo, hi) in enumerate(ranges))
+        spec = replace(spec, shards=places)
+        need_bytes, free_bytes = spec.memory_bytes(servers[0]), self._tier.budget.free_bytes
+        if need_bytes > free_bytes:
+            raise OutOfMemory(
+                f"model {spec.name!r} needs {need_bytes:,} bytes on server {servers[0]} ({spec.buffers} buffers of its "
+                f"parameters and 2 banks of its optimizer's state), and {free_bytes:,} of its memory budget are free: "
+                "give the servers more (--memory-bytes), use more servers, or delete models"
+            )
         params = np.empty(spec.layout.size, np.float32)
         filling = Filling(params, f"the parameters of model {spec.name!r}")
         for request in requests:
             filling.add(request.chunk)
         filling.finish()
-        ranges = spec.layout.shards(max(len(spec.shards), 1) if spec.shards else len(servers))
-        places = tuple(ShardPlace(lo, hi, servers[n % len(servers)], "") for n, (lo, hi) in enumerate(ranges))
         made: list[str] = []
         with _coproc_errors():
-            spec, first = self._models.begin(replace(spec, shards=places), params)
+            spec, first = self._models.begin(spec, params)
             try:
                 spec = self._models.make_shards(spec, servers[0], first)
                 for server in servers[1 : len(places)]:

@@ -12,13 +12,18 @@ entries that are still there, which changes nothing unless the sequencer was kil
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from coproc import probe
 from storage_tier.regions import Region, align
+from storage_tier.words import WORD_CODE
 
 ROW = 8  # words in a row of a table: one cache line
 
@@ -34,7 +39,7 @@ LIVE, DELETED = 1, 2
 
 MAX_WORKERS = 4096
 MAX_SEATS = 512
-LOG_ENTRIES = 8192
+LOG_ENTRIES = 16384
 
 
 class Kind(IntEnum):
@@ -54,13 +59,13 @@ class Presence(IntEnum):
     LEFT = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One member of one record."""
+class Entry(NamedTuple):
+    """One member of one record. A tuple, because millions of them are made."""
 
     version: int
     """The model's version once the record is applied."""
-    kind: Kind
+    kind: int
+    """A `Kind`."""
     worker: int
     step: int
     """DESCEND: the worker's step. JOIN: its offset (round = step + offset). HYPER: the bits of a float64."""
@@ -141,54 +146,52 @@ class Control:
         head = self.head
         return self._log.load(((head - 1) % LOG_ENTRIES) * ROW) if head else 0
 
-    def append(self, entries: list[Entry]) -> int:
-        """Commit one record; atomic, durable against SIGKILL once it returns. Sequencer only. Never blocks.
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Commit whole records; atomic, durable against SIGKILL once it returns. Sequencer only. Never blocks.
 
-        The caller sees to it that the record fits: `LOG_ENTRIES` behind the slowest shard is the limit.
-
-        Returns:
-            The position after the record.
+        The caller sees to it that they fit: `LOG_ENTRIES` behind the slowest shard is the limit.
         """
         head = self.head
-        rows = self._log_rows
-        for i, e in enumerate(entries):
-            rows[(head + i) % LOG_ENTRIES] = (
-                e.version, e.kind, e.worker, e.step, e.seat, e.slot, e.examples, e.following,
-            )  # fmt: skip
+        start = head % LOG_ENTRIES
+        fit = min(len(entries), LOG_ENTRIES - start)
+        self._write(start, entries[:fit])
+        self._write(0, entries[fit:])
         probe.hit("log.append.before")
         self.general.store(HEAD, head + len(entries))
         probe.hit("log.append.after")
-        for e in entries:
-            self._sum(e)
-        return head + len(entries)
+        for entry in entries:
+            self._sum(entry)
+
+    def _write(self, row: int, entries: Sequence[Entry]) -> None:
+        if entries:
+            self._log.store_row(row * ROW, array(WORD_CODE, chain.from_iterable(entries)))
 
     def entries(self, start: int, stop: int) -> list[Entry]:
         """The committed entries at positions [start, stop), which must still be in the log."""
-        rows = self._log_rows
-        found: list[Entry] = []
-        for position in range(start, stop):
-            v, k, w, s, seat, slot, x, f = rows[position % LOG_ENTRIES].tolist()
-            found.append(Entry(v, Kind(k), w, s, seat, slot, x, f))
-        return found
+        first, last = start % LOG_ENTRIES, stop % LOG_ENTRIES
+        if start == stop:
+            return []
+        rows = self._log_rows[first:last] if first < last else np.roll(self._log_rows, -first, 0)[: stop - start]
+        return [Entry._make(row) for row in rows.tolist()]
 
     def replay(self) -> None:
         """Bring the ledger up to the log after a restart; idempotent. Sequencer only."""
         head = self.head
         for entry in self.entries(max(0, head - LOG_ENTRIES), head):
-            self._sum(entry, replayed=True)
+            self._sum(entry)
 
-    def _sum(self, e: Entry, replayed: bool = False) -> None:
-        row = e.worker * ROW
-        if e.kind is Kind.DESCEND:
-            if not replayed or self.workers.load(row + NEXT_STEP) <= e.step:
-                self.workers.store(row + NEXT_STEP, e.step + 1)
-        elif e.kind is Kind.JOIN:
-            self.workers.store(row + OFFSET, e.step)
-            self.workers.store(row + PRESENCE, Presence.JOINED)
+    def _sum(self, e: Entry) -> None:
+        row, workers = e.worker * ROW, self.workers
+        if e.kind == Kind.DESCEND:
+            if workers.load(row + NEXT_STEP) <= e.step:
+                workers.store(row + NEXT_STEP, e.step + 1)
+        elif e.kind == Kind.JOIN:
+            workers.store(row + OFFSET, e.step)
+            workers.store(row + PRESENCE, Presence.JOINED)
             if e.worker >= self.general.load(WORKERS_USED):
                 self.general.store(WORKERS_USED, e.worker + 1)
-        elif e.kind is Kind.LEAVE:
-            self.workers.store(row + PRESENCE, Presence.LEFT)
+        elif e.kind == Kind.LEAVE:
+            workers.store(row + PRESENCE, Presence.LEFT)
 
     # -- the ledger ------------------------------------------------------------------------------------------
 
@@ -213,11 +216,14 @@ class Control:
             self.claims.store(worker, step)
 
 
+_FLOAT, _INTEGER = struct.Struct("<d"), struct.Struct("<q")
+
+
 def float_to_word(value: float) -> int:
     """The bits of a float64 as a signed 64-bit integer."""
-    return int(struct.unpack("<q", struct.pack("<d", value))[0])
+    return _INTEGER.unpack(_FLOAT.pack(value))[0]  # type: ignore[no-any-return]
 
 
 def word_to_float(word: int) -> float:
     """The float64 whose bits are `word`."""
-    return float(struct.unpack("<d", struct.pack("<q", word))[0])
+    return _FLOAT.unpack(_INTEGER.pack(word))[0]  # type: ignore[no-any-return]

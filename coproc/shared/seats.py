@@ -12,14 +12,16 @@ storing CLOSED, fence, and one more look at HEAD: whatever the holder believes c
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from array import array
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coproc.shared.control import ROW, float_to_word, word_to_float
 from storage_tier.regions import Region, align
+from storage_tier.words import WORD_CODE
 
 # Written by the holder.
 HEAD, PIN, TAKEN, WAITING = 0, 1, 2, 3
@@ -30,12 +32,7 @@ BELL = 24
 _WORDS = 64
 NO_PIN = -1
 
-# Slot line.
-STEP, EXAMPLES, READ_VERSION, LOSS, PID = 0, 1, 2, 3, 4
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """What a slot's line says about the gradient in it."""
 
     step: int
@@ -90,15 +87,10 @@ class Seat:
         seat.words.store(TAKEN, os.getpid())
         return seat
 
-    def write_line(self, slot: int, commit: Commit) -> None:
+    def write_line(self, slot: int, step: int, examples: int, read_version: int, loss: float) -> None:
         """Describe the gradient in `slot`; part of a commit, before HEAD is stored."""
         assert self._lines is not None
-        row = slot * ROW
-        lines = self._lines
-        lines.store(row + STEP, commit.step)
-        lines.store(row + EXAMPLES, commit.examples)
-        lines.store(row + READ_VERSION, commit.read_version)
-        lines.store(row + LOSS, float_to_word(commit.loss))
+        self._lines.store_row(slot * ROW, array(WORD_CODE, (step, examples, read_version, float_to_word(loss))))
 
     def read_line(self, slot: int) -> Commit:
         """What the holder wrote about the gradient in `slot`."""

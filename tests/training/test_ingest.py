@@ -107,7 +107,7 @@ def floats(*rows):
         ({"label": ["a", "b", "c"]}, {}, "label column 'label' holds text"),
         ({"features": floats([1, 2], [3, float("nan")], [5, 6])}, {}, "row 1 .* feature 1 .* nan"),
         ({"features": floats([1, 2], [3, 4], [float("inf"), 6])}, {}, "row 2 .* feature 0 .* inf"),
-        ({"features": floats([1, 2], [3], [5, 6])}, {}, "row 1 .* 1 features, rows before it 2"),
+        ({"features": floats([1, 2], [3], [5, 6])}, {}, "row 1 .* 1 features where 2"),
         ({"features": floats([1, 2], None, [5, 6])}, {}, "row 1 .* null"),
         ({"label": [0.0, 0.5, 1.0]}, {}, "row 1 .* fractional"),
         ({"label": [0, -1, 1]}, {}, "row 1 .* negative"),

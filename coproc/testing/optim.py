@@ -1,0 +1,368 @@
+"""What every optimizer must do: `OptimizerSuite`, to be inherited by a test class.
+
+Run over one list of (name, settings), which must name each optimizer of the folder at least once. An
+optimizer of one's own adds a case, and its formula in plain float64 numpy to `FORMULAS`.
+
+The suite compares bits wherever the project promises bits: it makes inputs with a fixed seed and calls
+the compiled sweep through `apply`, and compares with numpy, with itself in another grouping, and with
+PyTorch where that is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from coproc import optim
+from coproc.optim import Optimizer
+from coproc.optim.base import Row
+
+Rows = tuple[Row, ...]
+"""(params, *state)."""
+Exact = tuple[NDArray[np.float64], ...]
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("sgd", {"learning_rate": 0.5}),
+    ("sgd", {"learning_rate": 0.1, "weight_decay": 0.01}),
+    ("momentum", {"learning_rate": 0.1}),
+    ("momentum", {"learning_rate": 0.1, "momentum": 0.5, "nesterov": True}),
+    ("adam", {}),
+    ("adam", {"learning_rate": 0.05, "beta1": 0.5, "beta2": 0.9, "epsilon": 1e-3}),
+    ("adamw", {}),
+    ("adamw", {"learning_rate": 0.05, "weight_decay": 0.3}),
+]
+SIZE = 1000  # 62 lines and a half
+STEPS = 6
+# One line, its neighbours, several lines unrolled, and a tail of each kind.
+TAILS = [1, 15, 16, 17, 31, 33, 63, 64, 65, 127, 250, 1023]
+
+
+# ---- the formulas, in float64
+
+
+def sgd(p: Any, state: Any, g: Any, t: int, learning_rate: float, weight_decay: float = 0.0) -> Exact:
+    return (p - learning_rate * (g + weight_decay * p),)
+
+
+def momentum(
+    p: Any, state: Any, g: Any, t: int, learning_rate: float, momentum: float = 0.9, nesterov: bool = False
+) -> Exact:
+    (v,) = state
+    v = momentum * v + g
+    return p - learning_rate * (g + momentum * v if nesterov else v), v
+
+
+def adam(
+    p: Any,
+    state: Any,
+    g: Any,
+    t: int,
+    learning_rate: float = 1e-3,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> Exact:
+    m, v = state
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
+    return p - learning_rate * (m_hat / (np.sqrt(v_hat) + epsilon) + weight_decay * p), m, v
+
+
+def adamw(p: Any, state: Any, g: Any, t: int, **settings: float) -> Exact:
+    return adam(p, state, g, t, **{"weight_decay": 1e-2, **settings})
+
+
+FORMULAS: dict[str, Callable[..., Exact]] = {"sgd": sgd, "momentum": momentum, "adam": adam, "adamw": adamw}
+
+
+# ---- inputs
+
+
+def rows(optimizer: Optimizer, size: int = SIZE, seed: int = 1) -> Rows:
+    """Parameters and state as after some training: the second moment is positive."""
+    random = np.random.default_rng(seed)
+    made = [optim.aligned_row(size) for _ in range(1 + len(optimizer.state_rows))]
+    for row, name in zip(made, ("params", *optimizer.state_rows), strict=True):
+        row[:] = random.standard_normal(size)
+        if name == "second_moment":
+            row *= row
+    return tuple(made)
+
+
+def empty(optimizer: Optimizer, size: int = SIZE) -> Rows:
+    return tuple([optim.aligned_row(size) for _ in range(1 + len(optimizer.state_rows))])
+
+
+def gradients(count: int, size: int = SIZE, seed: int = 2) -> list[Row]:
+    random = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        row = optim.aligned_row(size)
+        row[:] = random.standard_normal(size)
+        made.append(row)
+    return made
+
+
+def shares(count: int) -> tuple[np.float32, ...]:
+    """Weights of a round of unequal members; none is a power of two."""
+    examples = np.arange(3, 3 + count)
+    return tuple([np.float32(share) for share in examples / examples.sum()])
+
+
+def descend(
+    optimizer: Optimizer,
+    updates: Sequence[Sequence[Row]],
+    front: Rows,
+    *,
+    weights: Sequence[tuple[np.float32, ...]] | None = None,
+    first_step: int = 1,
+    streamed: bool = False,
+    in_place: bool = False,
+    scratch_floats: int = 64,
+) -> Rows:
+    """What one `apply` makes of the front."""
+    size = front[0].size
+    back = front if in_place else empty(optimizer, size)
+    steps = range(first_step, first_step + len(updates))
+    optim.apply(
+        optim.compile_sweep(optimizer),
+        tuple([tuple(members) for members in updates]),
+        tuple(weights) if weights is not None else tuple([(np.float32(1),) * len(u) for u in updates]),
+        tuple([optimizer.constants(step, optimizer.learning_rate) for step in steps]),
+        front,
+        back,
+        np.empty(scratch_floats, np.float32),
+        streamed,
+    )
+    return back
+
+
+def assert_same_bits(found: Rows, expected: Rows, what: str) -> None:
+    for number, (a, b) in enumerate(zip(found, expected, strict=True)):
+        differ = np.flatnonzero(a.view(np.uint32) != b.view(np.uint32))
+        assert not differ.size, (
+            f"{what}: row {number} differs at {differ.size} of {a.size} places, first at {differ[0]}: "
+            f"{a[differ[0]]!r} is not {b[differ[0]]!r}"
+        )
+
+
+def copy(front: Rows) -> Rows:
+    copies = tuple([optim.aligned_row(row.size) for row in front])
+    for source, target in zip(front, copies, strict=True):
+        target[:] = source
+    return copies
+
+
+each_case = pytest.mark.parametrize(
+    "optimizer",
+    [optim.from_config({"name": name, **settings}) for name, settings in CASES],
+    ids=[f"{name}-{number}" for number, (name, _) in enumerate(CASES)],
+)
+
+
+class OptimizerSuite:
+    """Inherit it in a class whose name starts with Test."""
+
+    def test_every_optimizer_has_a_case_and_a_formula(self) -> None:
+        assert {name for name, _ in CASES} == set(optim.registered()) == set(FORMULAS), (
+            "add the optimizer to CASES and its formula in float64 to FORMULAS"
+        )
+
+    # -- what it computes
+
+    @each_case
+    def test_follows_its_formula(self, optimizer: Optimizer) -> None:
+        settings = {key: value for key, value in optimizer.to_config().items() if key != "name"}
+        found = empty(optimizer)
+        found[0][:] = np.random.default_rng(3).standard_normal(SIZE)
+        exact: Exact = tuple([row.astype(np.float64) for row in found])
+        weights = shares(2)
+        for step in range(1, STEPS + 1):
+            members = gradients(2, seed=step)
+            found = descend(optimizer, [members], found, weights=[weights], first_step=step)
+            g = sum(float(w) * member.astype(np.float64) for w, member in zip(weights, members, strict=True))
+            exact = FORMULAS[optimizer.name](exact[0], exact[1:], g, step, **settings)
+        for a, b in zip(found, exact, strict=True):
+            # About sixty roundings of half a unit in 2^-24 each.
+            np.testing.assert_allclose(a, b, rtol=4e-6, atol=4e-6)
+
+    @each_case
+    def test_compiled_gives_the_same_bits_as_numpy(self, optimizer: Optimizer) -> None:
+        front, (a, b, c) = rows(optimizer), gradients(3)
+        expected = empty(optimizer)
+        constants = optimizer.constants(5, optimizer.learning_rate)
+        optimizer.kernel()(((a, b, c),), (shares(3),), (constants,), front, expected, None)
+        found = descend(optimizer, [(a, b, c)], front, weights=[shares(3)], first_step=5)
+        assert_same_bits(found, expected, "compiled, against the same function in numpy")
+
+    if importlib.util.find_spec("torch"):
+
+        @each_case
+        def test_same_as_torch(self, optimizer: Optimizer) -> None:
+            import torch
+
+            s = {key: value for key, value in optimizer.to_config().items() if key != "name"}
+            lr = s["learning_rate"]
+            moments = {"betas": (s.get("beta1", 0), s.get("beta2", 0)), "eps": s.get("epsilon", 0)}
+            make: dict[str, Callable[[Any], Any]] = {
+                "sgd": lambda p: torch.optim.SGD(p, lr, weight_decay=s["weight_decay"]),
+                "momentum": lambda p: torch.optim.SGD(p, lr, momentum=s["momentum"], nesterov=s["nesterov"]),
+                "adam": lambda p: torch.optim.Adam(p, lr, **moments),
+                "adamw": lambda p: torch.optim.AdamW(p, lr, **moments, weight_decay=s["weight_decay"]),
+            }
+            if optimizer.name not in make:
+                return  # one that torch does not have
+            found = empty(optimizer)
+            found[0][:] = np.random.default_rng(3).standard_normal(SIZE)
+            theirs = torch.nn.Parameter(torch.from_numpy(found[0].copy()))
+            torch_optimizer = make[optimizer.name]([theirs])
+            for step in range(1, STEPS + 1):
+                (g,) = gradients(1, seed=step)
+                found = descend(optimizer, [(g,)], found, first_step=step)
+                theirs.grad = torch.from_numpy(g.copy())
+                torch_optimizer.step()
+            np.testing.assert_allclose(found[0], theirs.detach().numpy(), rtol=4e-6, atol=4e-6)
+
+    def test_a_round_is_summed_from_left_to_right(self) -> None:
+        optimizer = optim.SGD(learning_rate=1.0)
+        for count in range(1, 9):
+            members, weights = gradients(count), shares(count)
+            total = weights[0] * members[0]
+            for weight, member in zip(weights[1:], members[1:], strict=True):
+                total = total + weight * member
+            found = descend(optimizer, [members], empty(optimizer), weights=[weights])
+            assert_same_bits(found, (np.float32(0) - total,), f"{count} members")
+
+    @pytest.mark.parametrize("count", [9, 15, 16, 17, 30])
+    def test_a_round_of_many_is_summed_from_left_to_right(self, count: int) -> None:
+        optimizer = optim.SGD(learning_rate=1.0)
+        members, weights = gradients(count), shares(count)
+        total = weights[0] * members[0]
+        for weight, member in zip(weights[1:], members[1:], strict=True):
+            total = total + weight * member
+        # Two lines a range, so that there are many ranges and a short last one.
+        found = descend(optimizer, [members], empty(optimizer), weights=[weights], scratch_floats=64)
+        assert_same_bits(found, (np.float32(0) - total,), f"{count} members")
+
+    @each_case
+    def test_a_round_of_many_is_one_update_with_their_sum(self, optimizer: Optimizer) -> None:
+        front, members, weights = rows(optimizer), gradients(11), shares(11)
+        total = weights[0] * members[0]
+        for weight, member in zip(weights[1:], members[1:], strict=True):
+            total = total + weight * member
+        expected = descend(optimizer, [(total,)], front)
+        for streamed in (False, True):
+            found = descend(optimizer, [members], front, weights=[weights], streamed=streamed)
+            assert_same_bits(found, expected, "11 members")
+
+    # -- the same bits, however it is done
+
+    @each_case
+    def test_waiting_updates_in_one_pass_are_as_many_passes(self, optimizer: Optimizer) -> None:
+        front, waiting = rows(optimizer), gradients(8)
+        expected = front
+        for count in range(1, 9):
+            expected = descend(optimizer, [(waiting[count - 1],)], expected, first_step=count)
+            found = descend(optimizer, [(g,) for g in waiting[:count]], front)
+            assert_same_bits(found, expected, f"{count} updates in one pass")
+
+    @each_case
+    @pytest.mark.parametrize("streamed", [False, True])
+    def test_it_does_not_matter_where_a_range_is_cut(self, optimizer: Optimizer, streamed: bool) -> None:
+        front, members = rows(optimizer), gradients(2)
+        expected = descend(optimizer, [members], front, weights=[shares(2)])
+        back = empty(optimizer)
+        cuts = [0, 16, 480, 512, SIZE] if streamed else [0, 1, 17, 500, 512, 999, SIZE]
+        for start, stop in itertools.pairwise(cuts):
+            optim.apply(
+                optim.compile_sweep(optimizer),
+                (tuple([g[start:stop] for g in members]),),
+                (shares(2),),
+                (optimizer.constants(1, optimizer.learning_rate),),
+                tuple([row[start:stop] for row in front]),
+                tuple([row[start:stop] for row in back]),
+                np.empty(0, np.float32),
+                streamed,
+            )
+        assert_same_bits(back, expected, f"cut at {cuts}")
+
+    @each_case
+    def test_streamed_is_the_same_for_every_tail(self, optimizer: Optimizer) -> None:
+        for size in TAILS:
+            front, members = rows(optimizer, size), gradients(2, size)
+            plain = descend(optimizer, [members], front, weights=[shares(2)])
+            streamed = descend(optimizer, [members], front, weights=[shares(2)], streamed=True)
+            assert_same_bits(streamed, plain, f"streamed, of {size}")
+
+    @each_case
+    def test_in_place_is_the_same(self, optimizer: Optimizer) -> None:
+        front, members = rows(optimizer), gradients(2)
+        expected = descend(optimizer, [members], front)
+        found = descend(optimizer, [members], copy(front), in_place=True)
+        assert_same_bits(found, expected, "in place")
+
+    # -- what it leaves alone
+
+    @each_case
+    @pytest.mark.parametrize("streamed", [False, True])
+    def test_nothing_but_the_back_is_written(self, optimizer: Optimizer, streamed: bool) -> None:
+        for size in TAILS:
+            front, members = rows(optimizer, size), gradients(2, size)
+            before = copy((*front, *members))
+            room = [optim.aligned_row(size + 64) for _ in front]
+            for row in room:
+                row[:] = 7
+            optim.apply(
+                optim.compile_sweep(optimizer),
+                (tuple(members),),
+                (shares(2),),
+                (optimizer.constants(1, optimizer.learning_rate),),
+                front,
+                tuple([row[16 : 16 + size] for row in room]),
+                np.empty(0, np.float32),
+                streamed,
+            )
+            assert_same_bits((*front, *members), before, "what was read")
+            for row in room:
+                assert (row[:16] == 7).all()
+                assert (row[16 + size :] == 7).all()
+
+    # -- what is not finite
+
+    @each_case
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_what_is_not_finite_stays_where_it_is_and_is_not_lost(
+        self, optimizer: Optimizer, bad: float
+    ) -> None:
+        front, (a, b) = rows(optimizer), gradients(2)
+        expected = descend(optimizer, [(a, b)], front)
+        places = [0, 17, SIZE - 1]  # in the tail too
+        b[places] = bad
+        found = descend(optimizer, [(a, b)], front)
+        others = np.delete(np.arange(SIZE), places)
+        for row, good in zip(found, expected, strict=True):
+            assert not np.isfinite(row[places]).any()
+            assert_same_bits((row[others],), (good[others],), f"beside {bad}")
+
+    # -- its description
+
+    @each_case
+    def test_its_description_is_json_and_makes_it_again(self, optimizer: Optimizer) -> None:
+        assert optim.from_config(json.loads(json.dumps(optimizer.to_config()))) == optimizer
+
+    @each_case
+    def test_a_schedule_changes_only_the_learning_rate(self, optimizer: Optimizer) -> None:
+        changed = optimizer.with_learning_rate(0.25)
+        assert changed.to_config() == {**optimizer.to_config(), "learning_rate": 0.25}
+        front, members = rows(optimizer), gradients(1)
+        frozen = descend(optimizer.with_learning_rate(0.0), [members], front)
+        assert_same_bits(frozen[:1], front[:1], "parameters at learning rate 0")

@@ -1,0 +1,286 @@
+"""What a training run is asked for, what it tells while it goes on, and what it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coproc.consistency import Asp, Bsp, Consistency, Ssp
+from coproc.data.base import Kind
+from coproc.errors import ConfigError
+from coproc.grads.base import GradientBackend
+
+Flat = NDArray[np.float32]
+ConsistencyName = Literal["bsp", "ssp", "asp"]
+PoolName = Literal["spark", "processes", "inline"]
+
+# What the field uses where nothing is known about the data; the loss then says whether it was too much.
+LEARNING_RATES = {"sgd": 0.1, "momentum": 0.05, "adam": 1e-3, "adamw": 1e-3}
+
+# The output columns and the kind of labels that each loss goes with; softmax takes the number of classes.
+LOSS_KINDS: Mapping[str, Kind] = {
+    "softmax": "classification",
+    "logistic": "binary",
+    "squared": "regression",
+}
+
+
+COUNTS = ("epochs", "batch_size", "workers", "n_send", "n_fetch", "group_size", "servers", "shards")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Every default can be kept; each says why it is what it is."""
+
+    features: str | tuple[str, ...] = "features"
+    """One column of lists, vectors or bytes, or several of numbers."""
+
+    label: str = "label"
+
+    hidden: tuple[int, ...] = (256,)
+    """Sizes of the hidden layers; () is a linear model. One layer of 256 trains in seconds and is within a
+    percent of wide networks on images of handwriting."""
+
+    activation: str = "relu"
+
+    loss: str = "softmax"
+    """softmax: classes 0, 1, 2, …; logistic: 0 or 1; squared: numbers. Most tables of labels are classes."""
+
+    dropout: float = 0.0
+    """Share of hidden activations left out. 0: a few epochs overfit little, and it slows learning down."""
+
+    epochs: int = 5
+
+    batch_size: int = 128
+    """Rows a gradient: below it, matrix products are too small to be quick; above, more epochs are needed."""
+
+    workers: int = 2
+    """Gradient workers = partitions of the data."""
+
+    optimizer: str = "adam"
+    """The one that needs its learning rate tuned least."""
+
+    learning_rate: float | None = None
+    """None: 0.001 for adam and adamw, 0.05 for momentum, 0.1 for sgd."""
+
+    consistency: ConsistencyName = "bsp"
+    """Synchronous: gives the same model for the same seed, whatever the machine does meanwhile."""
+
+    bound: int = 4
+    """ssp: how many steps the fastest worker may be ahead of the slowest."""
+
+    n_send: int = 1
+    """Batches whose gradients are summed into one push. 1: in shared memory a push costs less than a batch."""
+
+    n_fetch: int | None = None
+    """Batches from one pull to the next; None: as many as `n_send`."""
+
+    group_size: int | None = None
+    """Pushes a task before it ends and another continues; None: an epoch, so that starting tasks costs little."""
+
+    scale: float | None = None
+    """Features are divided by it; None: 255 if they are bytes, else 1."""
+
+    seed: int = 0
+
+    pool: PoolName = "spark"
+
+    mode: str = "coproc"
+
+    servers: int = 1
+    """Servers of the embedded cluster: one saturates the memory of one host."""
+
+    shards: int | None = None
+    """Shards of the model; None: one a server."""
+
+    address: str | None = None
+    """A cluster that runs already; None: an embedded one."""
+
+    token: str | None = None
+
+    model: str | None = None
+    """Name of the model in the cluster; None: a new one for each run."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "epochs",
+            "batch_size",
+            "workers",
+            "n_send",
+            "n_fetch",
+            "group_size",
+            "servers",
+            "shards",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{_flag(name)} must be at least 1, not {value}")
+        for size in self.hidden:
+            if size < 1:
+                raise ConfigError(f"--hidden sizes must be at least 1, not {size}; leave out a layer instead")
+        if self.seed < 0:
+            raise ConfigError(f"--seed must be at least 0, not {self.seed}")
+        if self.bound < 0:
+            raise ConfigError(f"--bound must be at least 0, not {self.bound}")
+        if self.scale is not None and not (np.isfinite(self.scale) and self.scale > 0):
+            raise ConfigError(f"--scale is what features are divided by: above 0, not {self.scale}")
+        if self.learning_rate is not None and not (
+            np.isfinite(self.learning_rate) and self.learning_rate > 0
+        ):
+            raise ConfigError(f"--learning-rate must be a number above 0, not {self.learning_rate}")
+        _one_of("--loss", self.loss, LOSS_KINDS)
+        _one_of("--optimizer", self.optimizer, LEARNING_RATES)
+        _one_of("--consistency", self.consistency, ("bsp", "ssp", "asp"))
+        _one_of("--pool", self.pool, ("spark", "processes", "inline"))
+        if self.consistency == "bsp" and self.batches_per_fetch != self.n_send:
+            raise ConfigError(
+                f"bsp computes every gradient on the newest version: --n-fetch must equal --n-send, not "
+                f"{self.batches_per_fetch} and {self.n_send}; use --consistency ssp or asp for other rhythms"
+            )
+
+    @property
+    def batches_per_fetch(self) -> int:
+        return self.n_send if self.n_fetch is None else self.n_fetch
+
+    @property
+    def rate(self) -> float:
+        """The learning rate that is used."""
+        return LEARNING_RATES[self.optimizer] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def kind(self) -> Kind:
+        """What the labels are, by the loss."""
+        return LOSS_KINDS[self.loss]
+
+    def consistency_rule(self) -> Consistency:
+        """The rule of consistency as the cluster takes it."""
+        if self.consistency == "bsp":
+            return Bsp(workers=self.workers)
+        return Ssp(bound=self.bound) if self.consistency == "ssp" else Asp()
+
+    def to_json_values(self) -> dict[str, Any]:
+        """All settings but the token."""
+        return {name: value for name, value in asdict(self).items() if name != "token"}
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """A row of the history."""
+
+    epoch: int
+    """1 is the first."""
+    version: int
+    """Of the model at the end of the epoch."""
+    loss: float
+    """Mean training loss over the epoch's examples, each at the parameters of its step."""
+    metrics: Mapping[str, float]
+    """Of the model at the end of the epoch: accuracy, auc, rmse, …, and its loss."""
+    measured_on: str
+    """"validation", or "training sample" where no validation data were given."""
+    examples: int
+    examples_per_s: float
+    pushes: int
+    duplicates: int
+    """Pushes of attempts that were not the first."""
+    staleness_mean: float
+    staleness_max: int
+    train_s: float
+    validate_s: float
+    pull_s: float
+    """Sum over workers of seconds in pulls, waits for others included."""
+    compute_s: float
+    push_s: float
+
+    def to_json_values(self) -> dict[str, Any]:
+        """A flat row: the metrics as columns of their own."""
+        row = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "metrics"}
+        prefix = "validation_" if self.measured_on == "validation" else "sample_"
+        measured = {("accuracy" if k == "accuracy" else prefix + k): v for k, v in self.metrics.items()}
+        return {**row, **measured}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run tells, a few times a second and at each end of an epoch."""
+
+    phase: str
+    """What is being done now, in words."""
+    epoch: int = 0
+    """The epoch at work; 1 is the first."""
+    epochs: int = 0
+    done: float = 0.0
+    """Share of the epoch's examples that are in the model."""
+    loss: float = float("nan")
+    """Mean training loss of the last moments."""
+    examples_per_s: float = 0.0
+    staleness_mean: float = 0.0
+    version: int = 0
+    row: EpochRow | None = None
+    """The history's new row, when an epoch has just ended."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training that can work: all numbers are fixed, nothing has started."""
+
+    config: TrainConfig
+    run: str
+    backend: GradientBackend
+    scale: float
+    partition_rows: tuple[int, ...]
+    pushes_per_epoch: tuple[int, ...]
+    """Of each worker. Where rounds are synchronous all are equal; 0 for a worker that has nothing to do."""
+
+    @property
+    def rows_count(self) -> int:
+        return sum(self.partition_rows)
+
+    @property
+    def groups_per_epoch(self) -> int:
+        """Jobs an epoch."""
+        size = self.config.group_size
+        return 1 if size is None else max(1, -(-max(self.pushes_per_epoch) // size))
+
+    def until_step(self, worker: int, epoch: int, group: int) -> int:
+        """The step at which a group of an epoch ends for a worker. Groups end at the ends of epochs."""
+        pushes = self.pushes_per_epoch[worker]
+        size = self.config.group_size or pushes
+        return epoch * pushes + min((group + 1) * size, pushes)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A trained model."""
+
+    params: dict[str, Flat]
+    """Tensors by name: layers.0.weight of shape (in, out), layers.0.bias, …"""
+    history: list[dict[str, Any]]
+    """A row an epoch."""
+    version: int
+    backend: GradientBackend
+    """Predicts: `result.predict(features)`."""
+    scale: float
+    output: str | None
+    """The directory with model.safetensors, history.jsonl and run.json."""
+    run: str
+    wall_s: float
+    interrupted: bool
+    """It was stopped before its last epoch."""
+
+    def predict(self, features: NDArray[Any]) -> Flat:
+        """Class probabilities or values (n, outputs) of raw features (n, d)."""
+        flat = np.concatenate([tensor.reshape(-1) for tensor in self.params.values()])
+        return self.backend.predict(flat, features, scale=self.scale)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _one_of(flag: str, value: str, names: Any) -> None:
+    if value not in names:
+        raise ConfigError(f"{flag} must be one of {', '.join(names)}, not {value!r}")

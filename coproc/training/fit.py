@@ -1,0 +1,193 @@
+"""The epochs: groups of tasks on a pool, a snapshot and a measure after each, and what to keep in the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from coproc.errors import CoprocError, Diverged
+from coproc.modes.base import Mode, ModeStatus, Pulled
+from coproc.pools.base import Pool
+from coproc.training.base import EpochRow, Flat, Plan, Progress
+from coproc.worker import EpochReport, WorkerReport, WorkerTask
+
+# Often enough to look alive; one small call each.
+POLL_S = 0.25
+SNAPSHOT_TIMEOUT_S = 60.0
+
+
+@dataclass
+class Outcome:
+    """Where a run has got to. Always holds a model: at first the initial one."""
+
+    flat: Flat
+    """The last good version."""
+    version: int = 0
+    epochs_done: int = 0
+    history: list[EpochRow] = field(default_factory=list)
+    interrupted: bool = False
+    diverged: Diverged | None = None
+
+    def keep(self, snapshot: Pulled) -> bool:
+        """Take a snapshot as the last good version, if it is good."""
+        if not np.isfinite(snapshot.flat).all():
+            return False
+        self.flat, self.version = snapshot.flat, snapshot.version
+        return True
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One training on given parts; owns none of them."""
+
+    plan: Plan
+    mode: Mode
+    pool: Pool
+    tasks_of: Callable[[int, int], list[WorkerTask]]
+    """(epoch, group) -> tasks."""
+    evaluate: Callable[[Flat], Mapping[str, float]]
+    measured_on: str
+    on_progress: Callable[[Progress], None]
+    on_row: Callable[[EpochRow], None]
+    stop: Callable[[], bool]
+
+    def run(self, outcome: Outcome) -> None:
+        """Train all epochs; `outcome` is right at any moment, whatever ends the training.
+
+        Divergence and Ctrl-C end it without an exception: they are in `outcome`.
+
+        Raises:
+            CoprocError: a failure of workers or servers.
+        """
+        try:
+            for epoch in range(self.plan.config.epochs):
+                if self.stop() or not self._epoch(epoch, outcome):
+                    outcome.interrupted = True
+                    break
+        except Diverged as error:
+            outcome.diverged = error
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+        if outcome.interrupted:
+            # What was descended since the last epoch's end is worth keeping, if it can still be read.
+            try:
+                outcome.keep(self.mode.snapshot(timeout_s=SNAPSHOT_TIMEOUT_S))
+            except CoprocError:
+                return
+
+    def _epoch(self, epoch: int, outcome: Outcome) -> bool:
+        """Train and measure one epoch; False if it was stopped on the way."""
+        plan = self.plan
+        began = time.monotonic()
+        total = EpochReport(epoch)
+        with Watch(self.mode, plan, epoch, self.on_progress):
+            for group in range(plan.groups_per_epoch):
+                tasks = self.tasks_of(epoch, group)
+                reports = self.pool.run(tasks, stop=self.stop)
+                add_up(total, reports)
+                if len(reports) < len(tasks) or any(report.stopped for report in reports):
+                    return False
+        trained = time.monotonic()
+        self.on_progress(Progress("measuring", epoch + 1, plan.config.epochs, 1.0))
+        snapshot = self.mode.snapshot(timeout_s=SNAPSHOT_TIMEOUT_S)
+        loss = total.loss_sum / total.examples if total.examples else float("nan")
+        good = outcome.keep(snapshot)
+        metrics = dict(self.evaluate(snapshot.flat)) if good else {}
+        if not good or not np.isfinite(metrics.get("loss", 0.0)):
+            raise Diverged(
+                f"training diverged: the model at the end of epoch {epoch + 1} (version {snapshot.version}) is "
+                "not finite; try a learning rate ten times smaller, or check the scale of the features"
+            )
+        row = EpochRow(
+            epoch=epoch + 1,
+            version=snapshot.version,
+            loss=loss,
+            metrics=metrics,
+            measured_on=self.measured_on,
+            examples=total.examples,
+            examples_per_s=total.examples / max(1e-9, trained - began),
+            pushes=total.pushes,
+            duplicates=total.duplicates,
+            staleness_mean=total.staleness_sum / max(1, total.pushes),
+            staleness_max=total.staleness_max,
+            train_s=trained - began,
+            validate_s=time.monotonic() - trained,
+            pull_s=total.pull_s,
+            compute_s=total.compute_s,
+            push_s=total.push_s,
+        )
+        outcome.epochs_done = epoch + 1
+        outcome.history.append(row)
+        self.on_row(row)
+        self.on_progress(
+            Progress(
+                "training", epoch + 1, plan.config.epochs, 1.0, loss, row.examples_per_s,
+                row.staleness_mean, row.version, row,
+            )
+        )  # fmt: skip
+        return True
+
+
+def add_up(total: EpochReport, reports: Sequence[WorkerReport]) -> None:
+    """Add what the tasks of a group did to the epoch's sums."""
+    for report in reports:
+        for part in report.epochs:
+            # A task that continues a killed one may begin with pushes of an epoch before: they count here too.
+            total.add(replace(part, epoch=total.epoch))
+
+
+class Watch:
+    """Tells the progress of an epoch while the driver's thread waits for its tasks."""
+
+    def __init__(self, mode: Mode, plan: Plan, epoch: int, on_progress: Callable[[Progress], None]) -> None:
+        self._mode = mode
+        self._plan = plan
+        self._epoch = epoch
+        self._on_progress = on_progress
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="progress", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join(10.0)
+
+    def _look(self) -> None:
+        before: tuple[float, ModeStatus] | None = None
+        first = 0
+        while not self._ended.wait(POLL_S):
+            try:
+                now = self._mode.status()
+            except CoprocError:
+                continue  # a server that restarts; whether that matters, the workers find out
+            if now is None:
+                return
+            if before is None:
+                first = self._epoch * self._plan.rows_count
+                before = (time.monotonic(), now)
+                continue
+            then, earlier = before
+            told = now.loss_examples_count - earlier.loss_examples_count
+            if not told:
+                continue
+            moment = time.monotonic()
+            self._on_progress(
+                Progress(
+                    phase="training",
+                    epoch=self._epoch + 1,
+                    epochs=self._plan.config.epochs,
+                    done=min(1.0, max(0.0, (now.examples_count - first) / self._plan.rows_count)),
+                    loss=(now.loss_sum - earlier.loss_sum) / told,
+                    examples_per_s=(now.examples_count - earlier.examples_count) / max(1e-9, moment - then),
+                    staleness_mean=now.staleness_mean,
+                    version=now.version,
+                )
+            )
+            before = (moment, now)

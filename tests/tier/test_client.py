@@ -1,0 +1,438 @@
+"""The client, near and far: same promises, and what happens when either side dies."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage_tier.blocks import scan
+from storage_tier.client import TierClient
+from storage_tier.errors import (
+    BlockExists,
+    BlockNotFound,
+    CorruptBlock,
+    InvalidPath,
+    InvalidRequest,
+    OutOfMemory,
+    Unreachable,
+    Unsupported,
+)
+from storage_tier.headers import block_file
+from storage_tier.wire import CHUNK_BYTES, channel
+
+
+def content(number: int, size_bytes: int) -> np.ndarray:
+    """The bytes of block `number` in closed form."""
+    return ((np.arange(size_bytes, dtype=np.uint32) * 31 + number * 7) % 251).astype(np.uint8)
+
+
+# ---- the same near and far
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, 3 * CHUNK_BYTES + 17])
+def test_put_and_open(client: TierClient, size_bytes: int) -> None:
+    values = content(5, size_bytes)
+    info = client.put("/runs/r/data/5", values, {"rows": size_bytes, "kind": "größe"})
+    assert (info.path, info.size_bytes) == ("/runs/r/data/5", size_bytes)
+    with client.open("runs/r/data/5") as block:
+        assert block.info == info == client.info("/runs/r/data/5")
+        assert block.metadata == {"rows": size_bytes, "kind": "größe"}
+        assert block.near == client.near
+        assert block.data.readonly
+        assert np.array_equal(np.frombuffer(block.data, np.uint8), values)
+
+
+def test_many_buffers_are_one_block(client: TierClient) -> None:
+    client.put("/a", (b"head", np.arange(3, dtype=np.float32), b"", memoryview(b"tail")))
+    with client.open("/a") as block:
+        assert block.data == b"head" + np.arange(3, dtype=np.float32).tobytes() + b"tail"
+
+
+def test_a_name_is_given_once(client: TierClient) -> None:
+    client.put("/a", b"first")
+    with pytest.raises(BlockExists, match="exists already"):
+        client.put("/a", b"second")
+    with pytest.raises(BlockExists, match="/a is a block"):
+        client.put("/a/b", b"below")
+    with client.open("/a") as block:
+        assert block.data == b"first"
+    status = client.status()
+    assert (status.block_count, status.reservation_count) == (1, 0)
+
+
+def test_of_many_writers_of_one_name_one_wins(client: TierClient) -> None:
+    def put(me: int) -> int | None:
+        try:
+            client.put("/a", bytes([me]) * 50_000, {"me": me})
+        except BlockExists:
+            return None
+        return me
+
+    with ThreadPoolExecutor(8) as pool:
+        (winner,) = [me for me in pool.map(put, range(8)) if me is not None]
+    with client.open("/a") as block:
+        assert block.metadata == {"me": winner}
+        assert set(block.data) == {winner}
+    status = client.status()
+    assert status.reservation_count == 0
+    assert status.memory_used_bytes == block.info.file_bytes
+
+
+def test_list_exists_delete(client: TierClient) -> None:
+    for number in range(5):
+        client.put(f"/runs/a/{number}", bytes(number))
+    client.put("/runs/ab", b"")
+    assert [info.size_bytes for info in client.list("/runs/a")] == [0, 1, 2, 3, 4]
+    assert len(client.list()) == 6
+    assert client.exists("/runs/a/3")
+    client.delete("/runs/a/3")
+    assert not client.exists("/runs/a/3")
+    for call in (client.delete, client.open, client.info):
+        with pytest.raises(BlockNotFound, match="/runs/a/3"):
+            call("/runs/a/3")
+    with pytest.raises(FileNotFoundError):
+        client.read("/runs/a/3", 0, 1)
+    assert client.delete_prefix("/runs/a") == 4
+    assert [info.path for info in client.list("/")] == ["/runs/ab"]
+    assert client.delete_prefix("/nothing") == 0
+
+
+def test_a_long_list_comes_in_pages(client: TierClient) -> None:
+    # Large metadata ends a page before its thousand blocks.
+    paths = [f"/many/{number:03}" for number in range(40)]
+    for path in paths:
+        client.put(path, b"", {"text": "x" * 60_000})
+    assert [info.path for info in client.list("/many")] == paths
+
+
+def test_ranges(client: TierClient) -> None:
+    values = content(1, 2 * CHUNK_BYTES + 100)
+    client.put("/a", values)
+    for offset, limit in (
+        (0, 1),
+        (CHUNK_BYTES - 1, 2),
+        (5, CHUNK_BYTES),
+        (len(values) - 3, 100),
+        (len(values), 1),
+    ):
+        assert client.read("/a", offset, limit) == values[offset : offset + limit].data
+    for offset, limit in ((len(values) + 1, 1), (-1, 5), (0, 0), (0, -1)):
+        with pytest.raises(InvalidRequest):
+            client.read("/a", offset, limit)
+
+
+def test_the_budget_refuses_and_readers_go_on(client: TierClient) -> None:
+    client.put("/a", bytes(40 << 20))
+    with pytest.raises(OutOfMemory, match=r"/b .* asks for 30\.0 MiB.*64\.0 MiB 40\.0 MiB are in use"):
+        client.put("/b", bytes(30 << 20))
+    with client.open("/a") as block:
+        assert block.size_bytes == 40 << 20
+    assert client.status().memory_used_bytes == 4096 + (40 << 20)
+    client.delete("/a")
+    client.put("/b", bytes(30 << 20))
+
+
+@pytest.mark.parametrize("path", ["", "..", "/a/../b", "/a\0", "/" + "x" * 300, "/\udcff"])
+def test_bad_paths_get_a_sentence(client: TierClient, path: str) -> None:
+    calls = [client.open, client.info, client.exists, client.delete, lambda path: client.put(path, b"")]
+    for call in calls:
+        with pytest.raises(InvalidPath):
+            call(path)
+
+
+def test_damaged_blocks_are_not_served(client: TierClient, shared_server: object) -> None:
+    client.put("/a", b"x" * 10_000)
+    file = block_file(shared_server.directory / "blocks", "/a")
+    os.truncate(file, 5000)
+    with pytest.raises(CorruptBlock, match=r"14,096 bytes, and the file has 5,000"):
+        client.open("/a")
+    client.delete("/a")
+
+
+# ---- near
+
+
+def test_near_is_shared_memory(shared_server: object) -> None:
+    with TierClient(shared_server.address) as client:
+        assert client.near
+        client.delete_prefix("")
+        client.put("/a", content(1, 1 << 20))
+        with client.open("/a") as one, client.open("/a") as two:
+            file = block_file(shared_server.directory / "blocks", "/a")
+            addresses = [np.frombuffer(block.data, np.uint8).ctypes.data for block in (one, two)]
+            maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+            spans = [fields[0].split("-") for fields in maps if fields[-1] == str(file)]
+            for address in addresses:
+                assert any(int(low, 16) <= address < int(high, 16) for low, high in spans)
+
+
+def test_near_is_asked_for_and_refused(shared_server: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TierClient(shared_server.address, near=False) as client:
+        assert not client.near
+    monkeypatch.setattr("storage_tier.client.is_near", lambda *_: False)
+    with TierClient(shared_server.address) as client:
+        assert not client.near
+        client.delete_prefix("")
+        client.put("/a", b"by bytes")
+        with client.open("/a") as block:
+            assert not block.near
+    with (
+        TierClient(shared_server.address, near=True) as client,
+        pytest.raises(Unsupported, match=r"near=True.*another host"),
+    ):
+        client.put("/b", b"")
+
+
+# ---- processes
+
+
+def test_a_client_travels_as_its_arguments(shared_server: object) -> None:
+    with TierClient(shared_server.address, near=False) as client:
+        client.status()
+        with pickle.loads(pickle.dumps(client)) as other:
+            assert other.status().server_id == client.status().server_id
+            assert not other.near
+    with channel("127.0.0.1", shared_server.port) as given:
+        client = TierClient(given)
+        client.status()
+        client.close()
+        client.status()
+        with pytest.raises(TypeError, match="channel cannot be pickled"):
+            pickle.dumps(client)
+        client.close()
+
+
+FORK = """
+import os, sys
+from storage_tier.client import TierClient
+
+client = TierClient(sys.argv[1])
+pid = os.fork()
+if pid == 0:
+    # First use in the child, and the parent's own first use afterwards: nothing is shared.
+    client.put("/fork/child", b"child")
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+client.put("/fork/parent", b"parent")
+client.close()
+"""
+
+
+def test_a_client_made_before_a_fork(shared_server: object) -> None:
+    with TierClient(shared_server.address) as client:
+        client.delete_prefix("")
+        subprocess.run([sys.executable, "-c", FORK, shared_server.address], check=True, timeout=60)
+        assert [info.path for info in client.list("/fork")] == ["/fork/child", "/fork/parent"]
+
+
+SENT = """
+import pickle, sys
+
+with pickle.load(sys.stdin.buffer) as client:
+    client.put("/sent", b"x")
+"""
+
+
+def test_a_client_sent_to_a_process(shared_server: object) -> None:
+    with TierClient(shared_server.address) as client:
+        client.delete_prefix("")
+        subprocess.run([sys.executable, "-c", SENT], input=pickle.dumps(client), check=True, timeout=60)
+        assert client.exists("/sent")
+
+
+# ---- deaths
+
+
+def test_a_restarted_server_has_the_same_blocks(serve: Callable[..., object]) -> None:
+    server = serve()
+    with TierClient(server.address) as near, TierClient(server.address, near=False) as far:
+        near.put("/a", content(1, 100_000))
+        far.put("/b", content(2, 100_000))
+        held = near.open("/a")
+        server.kill()
+        with pytest.raises(Unreachable):
+            near.info("/a")
+        assert np.array_equal(np.frombuffer(held.data, np.uint8), content(1, 100_000)), "maps outlive servers"
+        held.close()
+        server.start()
+        for client in (near, far):
+            for path, number in (("/a", 1), ("/b", 2)):
+                with wait_for(client).open(path) as block:
+                    assert np.array_equal(np.frombuffer(block.data, np.uint8), content(number, 100_000))
+            assert client.epoch == 2
+        assert near.near
+        near.put("/c", b"after")
+        far.put("/d", b"after")
+        assert near.status().block_count == 4
+
+
+def wait_for(client: TierClient) -> TierClient:
+    """Until the server answers again; the channel tries by itself every 50 to 500 ms."""
+    for _ in range(200):
+        try:
+            client.status(timeout_s=10)
+        except Unreachable:
+            select.select([], [], [], 0.05)
+        else:
+            return client
+    raise AssertionError("the server did not come back")
+
+
+def test_a_commit_that_finds_another_start_of_the_server(
+    serve: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    with TierClient(server.address) as client:
+        call = client._call
+
+        def restart_first(name: str, request: object, deadline_s: float) -> object:
+            if name == "CommitBlock":
+                server.kill()
+                server.start()
+                wait_for(TierClient(server.address)).close()
+                wait_for_channel(client)
+            return call(name, request, deadline_s)
+
+        def wait_for_channel(client: TierClient) -> None:
+            monkeypatch.undo()
+            wait_for(client)
+            client._call = restart_first
+
+        client._call = restart_first
+        assert client.put("/a", b"linked before the restart").size_bytes == 25
+        client._call = call
+        with client.open("/a") as block:
+            assert block.data == b"linked before the restart"
+
+
+WRITE = """
+import sys
+import numpy as np
+from storage_tier.client import TierClient
+from storage_tier.errors import BlockExists
+
+def content(number, size_bytes):
+    return ((np.arange(size_bytes, dtype=np.uint32) * 31 + number * 7) % 251).astype(np.uint8)
+
+address, near, first = sys.argv[1], sys.argv[2] == "near", int(sys.argv[3])
+client = TierClient(address, near=near)
+for number in range(first, first + 10_000):
+    try:
+        client.put(f"/kill/{number:06}", content(number, 20_000 + number % 5), {"number": number})
+    except BlockExists:
+        continue
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("near", ["near", "far"])
+def test_killed_writers_lose_nothing_acknowledged_and_leave_nothing_half(
+    serve: Callable[..., object], near: str
+) -> None:
+    server = serve()
+    moments = random.Random(7)
+    acknowledged: list[int] = []
+    first = 0
+    for _ in range(6):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITE, server.address, near, str(first)], stdout=subprocess.PIPE, text=True
+        ) as writer:
+            lines = [writer.stdout.readline()]
+            # Killed at any moment of the next writes, between or inside of them.
+            select.select([], [], [], moments.uniform(0.0, 0.03))
+            writer.send_signal(signal.SIGKILL)
+            lines += writer.stdout.read().splitlines()
+        acknowledged += [int(line) for line in lines if line.strip()]
+        first = acknowledged[-1] + 1
+    with TierClient(server.address) as client:
+        blocks = client.list("/kill")
+        there = {int(info.metadata["number"]) for info in blocks}
+        assert set(acknowledged) <= there
+        assert len(there - set(acknowledged)) <= 6, "at most the one in flight, whole"
+        for info in blocks:
+            number = int(info.metadata["number"])
+            with client.open(info.path) as block:
+                assert np.array_equal(
+                    np.frombuffer(block.data, np.uint8), content(number, 20_000 + number % 5)
+                )
+        assert client.delete_prefix("/kill") == len(blocks)
+    assert scan(server.directory / "blocks") == ([], [])
+    assert os.listdir(server.directory / "blocks") == []
+
+
+def test_a_killed_server_loses_nothing_acknowledged(serve: Callable[..., object]) -> None:
+    server = serve()
+    moments = random.Random(11)
+    acknowledged: set[int] = set()
+    for turn in range(3):
+        with TierClient(server.address, near=turn % 2 == 0) as client, ThreadPoolExecutor(1) as pool:
+
+            def write(client: TierClient = client, turn: int = turn) -> None:
+                for number in range(turn * 10_000, turn * 10_000 + 10_000):
+                    try:
+                        client.put(f"/kill/{number:06}", content(number, 50_000), {"number": number})
+                    except Unreachable:
+                        return
+                    acknowledged.add(number)
+
+            wait_for(client)
+            writing = pool.submit(write)
+            select.select([], [], [], moments.uniform(0.05, 0.15))
+            server.kill()
+            writing.result(60)
+        server.start()
+    assert len(acknowledged) > 3
+    with TierClient(server.address) as client:
+        blocks = wait_for(client).list("/kill")
+        assert acknowledged <= {int(info.metadata["number"]) for info in blocks}
+        assert client.status().damaged_count == 0
+        for info in blocks:
+            with client.open(info.path) as block:
+                expected = content(int(info.metadata["number"]), 50_000)
+                assert np.array_equal(np.frombuffer(block.data, np.uint8), expected)
+        assert client.status().memory_used_bytes == sum(info.file_bytes for info in blocks)
+
+
+def wait_until(client: TierClient, reservation_count: int) -> object:
+    for _ in range(1000):
+        status = client.status()
+        if status.reservation_count == reservation_count:
+            return status
+        select.select([], [], [], 0.01)
+    raise AssertionError(f"{status}")
+
+
+def test_a_far_writer_that_dies_in_its_stream_publishes_nothing(
+    client: TierClient, shared_server: object
+) -> None:
+    from storage_tier.v1 import tier_pb2, tier_pb2_grpc
+
+    with channel("127.0.0.1", shared_server.port) as plain:
+        begin = tier_pb2.PutBlockBegin(path="/half", size_bytes=100)
+
+        gone = threading.Event()
+
+        def half() -> object:
+            yield tier_pb2.PutBlockRequest(begin=begin)
+            yield tier_pb2.PutBlockRequest(chunk=b"x" * 50)
+            gone.wait(20)
+
+        call = tier_pb2_grpc.TierStub(plain).PutBlock.future(half(), timeout=20)
+        wait_until(client, reservation_count=1)
+        call.cancel()
+        gone.set()
+    status = wait_until(client, reservation_count=0)
+    assert (status.reservation_count, status.block_count, status.memory_used_bytes) == (0, 0, 0)
+    client.put("/half", b"now whole")
