@@ -1,6 +1,6 @@
-"""Named points before and after each durable act, where a test may kill the process.
+"""Named points before and after each durable act, where a test may kill the process and a measurement look on.
 
-Outside tests nothing is armed and `hit` costs one comparison. A test arms a point through the environment of
+Otherwise nothing is armed and `hit` costs one look. A test arms a point through the environment of
 the process it starts: ``COPROC_FAILPOINT="log.append.after:3"`` kills with SIGKILL at the third hit.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 
 POINTS = frozenset(
     {
@@ -26,32 +27,43 @@ POINTS = frozenset(
 )
 
 
-class _Armed:
-    def __init__(self, name: str, hits_left: int) -> None:
-        self.name = name
-        self.hits_left = hits_left
+def _die_at_hit(count: int) -> Callable[[], None]:
+    left = count
+
+    def die() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return die
 
 
-def _read(text: str | None) -> _Armed | None:
+def _read(text: str | None) -> dict[str, Callable[[], None]]:
     if not text:
-        return None
+        return {}
     name, _, count = text.partition(":")
     if name not in POINTS:
         raise ValueError(f"COPROC_FAILPOINT names {name!r}; the points are {sorted(POINTS)}")
-    return _Armed(name, int(count or 1))
+    return {name: _die_at_hit(int(count or 1))}
 
 
-_armed = _read(os.environ.get("COPROC_FAILPOINT"))
+_watched = _read(os.environ.get("COPROC_FAILPOINT"))
 
 
 def hit(name: str) -> None:
-    """Die here with SIGKILL if a test has armed this point and its count is reached; else do nothing."""
-    if _armed is not None and _armed.name == name:
-        _armed.hits_left -= 1
-        if _armed.hits_left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+    """Do here what a test or a measurement has asked for; else nothing."""
+    if _watched and name in _watched:
+        _watched[name]()
 
 
-def armed() -> bool:
-    """Whether a test has armed any point in this process."""
-    return _armed is not None
+def watch(name: str, act: Callable[[], None]) -> None:
+    """Have `act` called at each hit of a point, in the thread that hits it."""
+    if name not in POINTS:
+        raise ValueError(f"there is no point {name!r}; the points are {sorted(POINTS)}")
+    _watched[name] = act
+
+
+def armed(name: str) -> bool:
+    """Whether anything is to be done at a point."""
+    return name in _watched

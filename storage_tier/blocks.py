@@ -136,8 +136,7 @@ def scan(root: Path) -> tuple[list[BlockInfo], list[str]]:
     blocks: list[BlockInfo] = []
     damaged: list[str] = []
     for file in _files(root):
-        # Names that are not UTF-8 come as surrogates; they must not break the report.
-        name = "/" + str(file.relative_to(root)).encode(errors="surrogateescape").decode(errors="replace")
+        name = "/" + _printable(str(file.relative_to(root)))
         try:
             info = read_info(file)
             if info.path != name:
@@ -145,10 +144,10 @@ def scan(root: Path) -> tuple[list[BlockInfo], list[str]]:
         except BlockNotFound as error:
             # Deleted meanwhile is no news; unreadable is.
             if file.is_symlink() or file.exists():
-                damaged.append(str(error))
+                damaged.append(_printable(str(error)))
             continue
         except CorruptBlock as error:
-            damaged.append(str(error))
+            damaged.append(_printable(str(error)))
             continue
         blocks.append(info)
     return sorted(blocks, key=lambda info: info.path), damaged
@@ -171,6 +170,11 @@ def delete_file(root: Path, path: str) -> bool:
                 break
             raise
     return True
+
+
+def _printable(text: str) -> str:
+    """Names that are not UTF-8 come as surrogates; no report of them could be sent."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _open_file(file: Path) -> int:

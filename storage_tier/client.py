@@ -216,25 +216,30 @@ class TierClient:
         views = flat_views(buffers)
         size_bytes = sum(len(view) for view in views)
         deadline_s = time.monotonic() + timeout_s
-        hello = self._hello(deadline_s)
-        if hello.near:
-            return self._put_near(hello, path, views, size_bytes, metadata, deadline_s)
+        if self._hello(deadline_s).near:
+            info = self._put_near(path, views, size_bytes, metadata, deadline_s)
+            if info is not None:
+                return info
         begin = tier_pb2.PutBlockBegin(path=path, size_bytes=size_bytes, metadata=metadata_to_wire(metadata))
         response = self._call("PutBlock", _put_stream(begin, views), deadline_s)
         return info_from_wire(response.block)
 
     def _put_near(
         self,
-        hello: _Hello,
         path: str,
         views: list[memoryview],
         size_bytes: int,
         metadata: Metadata,
         deadline_s: float,
-    ) -> BlockInfo:
+    ) -> BlockInfo | None:
+        """None when the server that answers is no longer the one that was near."""
         file_bytes = payload_offset_bytes(path, metadata) + size_bytes
         request = tier_pb2.CreateBlockRequest(path=path, file_bytes=file_bytes)
         created = self._call("CreateBlock", request, deadline_s)
+        hello = self._hello(deadline_s)
+        if not hello.near:
+            self._give_back(created.reservation_id, deadline_s)
+            return None
         try:
             with BlockWriter(self._inside(created.directory, hello), path, metadata) as writer:
                 writer.write(*views)
@@ -271,10 +276,13 @@ class TierClient:
         """
         path = clean_path(path)
         deadline_s = time.monotonic() + timeout_s
+        if not self._hello(deadline_s).near:
+            return self._fetch(path, 0, 0, deadline_s)
+        response = self._open(path, deadline_s)
+        # Asked again, for another server may have answered than the one that was near.
         hello = self._hello(deadline_s)
         if not hello.near:
             return self._fetch(path, 0, 0, deadline_s)
-        response = self._open(path, deadline_s)
         return Block.map(self._inside(response.local_path, hello), path)
 
     def read(

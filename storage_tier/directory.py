@@ -27,9 +27,13 @@ def make_directory(directory: Path) -> None:
     """Make it, mode 0700, if it is not there.
 
     Raises:
-        DirectoryRefused: it belongs to another user.
+        DirectoryRefused: it belongs to another user, cannot be made, or has a name that is not UTF-8.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        str(directory).encode()
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise DirectoryRefused(f"{str(directory)!r:.200} cannot be a tier's directory: {error}") from None
     status = os.stat(directory, follow_symlinks=False)
     if status.st_uid != os.geteuid():
         raise DirectoryRefused(

@@ -49,8 +49,13 @@ class BlockInfo:
 
     @property
     def file_bytes(self) -> int:
-        """Size of the whole file, header included: what a budget is charged."""
+        """Size of the whole file, header included."""
         return self.offset_bytes + self.size_bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory that the file takes, in whole pages: what a budget is charged."""
+        return whole_pages(self.file_bytes)
 
 
 def clean_path(path: str) -> str:
@@ -131,11 +136,15 @@ def clean_metadata(metadata: Metadata | None) -> dict[str, MetadataItem]:
     return cleaned
 
 
+def whole_pages(size_bytes: int) -> int:
+    """`size_bytes` rounded up to whole pages: tmpfs gives out nothing less."""
+    return -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
+
+
 def payload_offset_bytes(path: str, metadata: Metadata) -> int:
     """Where the payload begins, before its size is known: room for the longest header these could give."""
     widest = BlockInfo(path, MAX_PAYLOAD_BYTES, MAX_HEADER_BYTES, _INT64[-1], metadata)
-    needed_bytes = PRELUDE.size + len(_header_json(widest))
-    return -(-needed_bytes // PAGE_BYTES) * PAGE_BYTES
+    return whole_pages(PRELUDE.size + len(_header_json(widest)))
 
 
 def pack_header(info: BlockInfo) -> bytes:

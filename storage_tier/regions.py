@@ -34,6 +34,11 @@ def align(size_bytes: int, to_bytes: int = 64) -> int:
     return -(-size_bytes // to_bytes) * to_bytes
 
 
+def file_bytes(size_bytes: int) -> int:
+    """What the file of a region of `size_bytes` takes of a memory budget."""
+    return HEADER_BYTES + size_bytes
+
+
 class Region:
     """A mapped region. Views handed out stay valid until `close`; the file lives until `unlink`."""
 

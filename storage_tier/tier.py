@@ -13,6 +13,7 @@ point. So the tier looks at the disk before it says that a block is not there.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import sys
@@ -57,6 +58,7 @@ from storage_tier.headers import (
     clean_prefix,
     is_below,
     payload_offset_bytes,
+    whole_pages,
 )
 from storage_tier.host import NONCE_NAME, TEMPORARY_PREFIX, write_nonce
 from storage_tier.writer import BlockWriter, why_taken
@@ -187,7 +189,7 @@ class Tier:
             reservation = Reservation(
                 uuid.uuid4().hex, path, self.blocks_directory, file_bytes, time.monotonic() + ttl_s
             )
-            self.budget.charge(_writing(reservation), file_bytes)
+            self.budget.charge(_writing(reservation), whole_pages(file_bytes))
             self._reservations[reservation.id] = reservation
             return reservation
 
@@ -210,7 +212,7 @@ class Tier:
                 )
             try:
                 info = self._read(reservation.path)
-                self.budget.transfer(_writing(reservation), _stored(info.path), info.file_bytes)
+                self.budget.transfer(_writing(reservation), _stored(info.path), info.memory_bytes)
             except OutOfMemory:
                 self._forget(reservation.path)
                 delete_file(self.blocks_directory, reservation.path)
@@ -241,7 +243,9 @@ class Tier:
         path = clean_path(path)
         if size_bytes < 0:
             raise InvalidRequest(f"{path}: a block cannot have {size_bytes:,} bytes")
-        reservation = self.reserve(path, payload_offset_bytes(path, metadata) + size_bytes)
+        # Its end is the end of this call, however long the buffers take.
+        file_bytes = payload_offset_bytes(path, metadata) + size_bytes
+        reservation = self.reserve(path, file_bytes, ttl_s=math.inf)
         try:
             with BlockWriter(self.blocks_directory, path, metadata) as writer:
                 for buffer in buffers:
@@ -254,9 +258,9 @@ class Tier:
                     )
                 info = writer.commit()
             with self._lock:
-                # Deleted again before we got here: then there is nothing to list.
+                # Else it was deleted again before we got here.
                 if block_file(self.blocks_directory, path).exists():
-                    self.budget.transfer(_writing(reservation), _stored(path), info.file_bytes)
+                    self.budget.release(_writing(reservation))
                     self._index(info)
             return info
         finally:
@@ -415,7 +419,7 @@ class Tier:
 
     def _index(self, info: BlockInfo) -> None:
         # What is on disk is in use, whatever the budget says.
-        self.budget.adopt(_stored(info.path), info.file_bytes)
+        self.budget.adopt(_stored(info.path), info.memory_bytes)
         if info.path not in self._blocks:
             self._paths.insert(bisect_left(self._paths, info.path), info.path)
         self._blocks[info.path] = info

@@ -171,13 +171,18 @@ def shared_names() -> Iterator[Resource]:
     for folder, folders, files in os.walk(SHM):
         for name in sorted([*folders, *files]):
             path = os.path.join(folder, name)
-            yield Resource("name", (path,), path)
+            # Names are bytes to the system; the report must be text whatever a test puts there.
+            yield Resource("name", (path,), path.encode(errors="backslashreplace").decode())
 
 
 def variables() -> Iterator[Resource]:
     for name, value in os.environ.items():
         if name.startswith(OWN_VARIABLES):
             yield Resource("variable", (name, value), f"variable {name}={value}")
+
+
+def path_of(name: Resource) -> str:
+    return str(name.key[0])
 
 
 def entry_of(path: str) -> str:
@@ -221,12 +226,13 @@ def left_over(before: set[Resource], held: Iterable[set[Resource]]) -> list[Reso
             found for found in suspects if found.kind != "process" or not is_below(found.pid, owners, living)
         }
     if any(found.kind == "name" for found in suspects):
-        folders = tuple(f"{found.text}/" for found in booked if found.kind == "name")
+        folders = tuple(f"{path_of(found)}/" for found in booked if found.kind == "name")
         foreign = held_outside()
         suspects = {
             found
             for found in suspects
-            if found.kind != "name" or not (found.text.startswith(folders) or entry_of(found.text) in foreign)
+            if found.kind != "name"
+            or not (path_of(found).startswith(folders) or entry_of(path_of(found)) in foreign)
         }
     return sorted(suspects, key=lambda found: (found.kind, found.text))
 

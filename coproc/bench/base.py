@@ -1,8 +1,9 @@
-"""How measurements are taken and shown: contestants take turns, raw samples are kept, medians have their spread.
+"""How measurements are taken and shown: contestants in turns, raw samples kept, medians with their spread.
 
-A measurement is a module of this folder with ``NAME`` and ``def run(options: Options) -> list[Result]``; it is
-found by listing the folder. Times on a shared machine wander, so contestants take turns in one run, and a ratio
-is the median of the ratios within each round: what slows one down slows its neighbours down too.
+A measurement is a module of this folder with ``NAME`` and ``def run(options: Options) -> list[Result]``;
+it is found by listing the folder. Times on a shared machine wander, so contestants take turns in one run,
+and a ratio is the median of the ratios within each round: what slows one down slows its neighbours down
+too.
 """
 
 from __future__ import annotations

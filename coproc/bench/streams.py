@@ -1,8 +1,8 @@
 """Denominators: the plainest loops that move the same bytes. Imports nothing of the project.
 
-What a sweep can't beat is a loop that reads the same rows, writes the same rows, and does little more than one
-addition in between. These are such loops: in place, into other memory with plain stores, and into other memory
-with stores past the caches.
+What a sweep can't beat is a loop that reads the same rows, writes the same rows, and does little more
+than one addition in between. These are such loops: in place, into other memory with plain stores, and
+into other memory with stores past the caches.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -43,62 +43,75 @@ def rows(count: int, size: int) -> list[NDArray[np.float32]]:
 
 
 @_compile
-def in_place(updated: Rows, read: Rows) -> None:
-    """Read all rows, write the updated ones: each becomes itself plus the sum of what is only read."""
+def in_place(updated: Rows, read: Rows, scale: np.float32) -> None:
+    """Read all rows, write the updated ones: each becomes itself plus `scale` times the sum of the others.
+
+    With a scale of 0 the values stay, and the loop can share its memory with what it is compared with.
+    """
     for i in range(updated[0].size):
         total = read[0][i]
         for j in range(1, len(read)):
             total += read[j][i]
+        total *= scale
         for j in range(len(updated)):
             updated[j][i] += total
 
 
 @_compile
-def out_of_place(source: Rows, read: Rows, target: Rows) -> None:
+def out_of_place(source: Rows, read: Rows, scale: np.float32, target: Rows) -> None:
     """The same into other rows, with plain stores."""
     for i in range(source[0].size):
         total = read[0][i]
         for j in range(1, len(read)):
             total += read[j][i]
+        total *= scale
         for j in range(len(source)):
             target[j][i] = source[j][i] + total
 
 
 @intrinsic
 def _add_line_streamed(
-    _typing: Any, target: types.Type, source: types.Type, read: types.Type, at: types.Type
+    _typing: Any, target: types.Type, source: types.Type, read: types.Type, scale: types.Type, at: types.Type
 ) -> tuple[Any, Any]:
-    """``target[at:at + 16] = source[at:at + 16] + read[0][at:at + 16] + ...``, stored past the caches."""
+    """``target[at:at + 16] = source[at:at + 16] + scale * (sum of read)[at:at + 16]``, past the caches."""
 
     def emit(context: Any, code: Any, sig: Any, args: Any) -> Any:
-        vector = ir.VectorType(ir.FloatType(), _VECTOR_FLOATS)
+        vector, lane = ir.VectorType(ir.FloatType(), _VECTOR_FLOATS), ir.IntType(32)
 
         def place(row_type: types.Type, row: Any) -> Any:
             array = context.make_array(row_type)(context, code, row)
-            first = cgutils.get_item_pointer(context, code, row_type, array, [args[3]], wraparound=False)
+            first = cgutils.get_item_pointer(context, code, row_type, array, [args[4]], wraparound=False)
             return code.bitcast(first, vector.as_pointer())
 
-        total = code.load(place(sig.args[1], args[1]), align=4)
-        for number in range(len(sig.args[2])):
-            row = code.extract_value(args[2], number)
-            total = code.fadd(total, code.load(place(sig.args[2].dtype, row), align=4))
-        store = code.store(total, place(sig.args[0], args[0]), align=64)
-        store.set_metadata("nontemporal", code.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        def load(row_type: types.Type, row: Any) -> Any:
+            return code.load(place(row_type, row), align=4)
+
+        total = load(sig.args[2].dtype, code.extract_value(args[2], 0))
+        for number in range(1, len(sig.args[2])):
+            total = code.fadd(total, load(sig.args[2].dtype, code.extract_value(args[2], number)))
+        none = ir.Constant(vector, ir.Undefined)
+        scales = code.insert_element(none, args[3], ir.Constant(lane, 0))
+        first_lane = ir.Constant(ir.VectorType(lane, _VECTOR_FLOATS), [0] * _VECTOR_FLOATS)
+        total = code.fmul(total, code.shuffle_vector(scales, none, first_lane))
+        store = code.store(
+            code.fadd(load(sig.args[1], args[1]), total), place(sig.args[0], args[0]), align=64
+        )
+        store.set_metadata("nontemporal", code.module.add_metadata([ir.Constant(lane, 1)]))
         return context.get_dummy_value()
 
-    return types.void(target, source, read, types.intp), emit
+    return types.void(target, source, read, types.float32, types.intp), emit
 
 
 @_compile
-def out_of_place_streamed(source: Rows, read: Rows, target: Rows) -> None:
+def out_of_place_streamed(source: Rows, read: Rows, scale: np.float32, target: Rows) -> None:
     """The same, stored past the caches; `target` starts at multiples of 64 bytes."""
     whole = source[0].size // _VECTOR_FLOATS * _VECTOR_FLOATS
     for at in range(0, whole, _VECTOR_FLOATS):
         for j in range(len(source)):
-            _add_line_streamed(target[j], source[j], read, at)  # type: ignore[call-arg, arg-type]
+            _add_line_streamed(target[j], source[j], read, scale, at)  # type: ignore[call-arg, arg-type]
     for i in range(whole, source[0].size):
         for j in range(len(source)):
-            total = source[j][i]
-            for k in range(len(read)):
+            total = read[0][i]
+            for k in range(1, len(read)):
                 total += read[k][i]
-            target[j][i] = total
+            target[j][i] = source[j][i] + total * scale

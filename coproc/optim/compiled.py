@@ -13,6 +13,7 @@ import hashlib
 import os
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -232,9 +233,18 @@ def _fence() -> None:
     """Full barrier; streamed stores are ordered by nothing else."""
 
 
-@functools.cache
+_compiling = threading.RLock()
+
+
 def _compiled(function: Callable[..., None]) -> CompiledSweep:
-    """The function compiled, lazily, with the project's one set of options.
+    """The function compiled, lazily; the same for whoever asks, from any thread."""
+    with _compiling:
+        return _decorated(function)
+
+
+@functools.cache
+def _decorated(function: Callable[..., None]) -> CompiledSweep:
+    """Decorate with the project's one set of options.
 
     Not fastmath: it would delete NaNs, make the result depend on where a range is cut, and gains nothing. The
     numpy error model has no exception in a division, which would keep sweeps from being vector code.

@@ -160,8 +160,8 @@ def training_task(texts: Sequence[str]) -> Body:
 def guarded(job_id: str, body: Body) -> Body:
     """`body`, so that its errors arrive as a line the driver understands, and its input is always drained.
 
-    A task that leaves its input costs Spark the Python process. `job_id` is in the closure so that no two jobs
-    have equal plans: of a persisted one Spark would give the old rows again.
+    A task that leaves its input costs Spark the Python process. `job_id` is in the closure so that no two
+    jobs have equal plans: of a persisted one Spark would give the old rows again.
     """
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

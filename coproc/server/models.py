@@ -25,6 +25,7 @@ from coproc.shared.control import Control
 from coproc.shared.published import Published
 from coproc.spec import ModelSpec
 from storage_tier.host import write_whole
+from storage_tier.regions import file_bytes
 from storage_tier.tier import Tier
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Models:
             spec = ModelSpec.from_json(description.read_text())
             if spec.control_path.exists() and not _is_deleted(spec):
                 for file in home.rglob("*"):
-                    if file.is_file():
+                    if file.is_file() and file != description:
                         self._tier.budget.adopt(str(file), file.stat().st_size)
                 self._remove_stray_seats(spec, home)
                 self._engines[spec.name] = Engine(spec, self._mine(spec, home), self._tier.budget)
@@ -101,7 +102,7 @@ class Models:
                 raise ModelExists(f"model {spec.name!r} is being created or deleted by somebody else") from None
         spec = replace(spec, home=str(home))
         try:
-            self._tier.budget.charge(str(spec.control_path), Control.size_bytes())
+            self._tier.budget.charge(str(spec.control_path), file_bytes(Control.size_bytes()))
             Control.create(spec.control_path, self._tier.epoch).region.close()
             first = home / "first"
             params.tofile(first)
@@ -137,7 +138,8 @@ class Models:
                     continue
                 path = home / f"shard-{number}"
                 params = np.fromfile(params_path, np.float32, place.hi - place.lo, offset=place.lo * 4)
-                self._tier.budget.charge(str(path), Published.size_bytes(params.size, rows, spec.buffers))
+                size_bytes = Published.size_bytes(params.size, rows, spec.buffers)
+                self._tier.budget.charge(str(path), file_bytes(size_bytes))
                 Published.create(path, params, rows, spec.buffers, rate).close()
                 places[number] = replace(place, path=str(path))
         except BaseException:

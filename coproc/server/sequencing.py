@@ -25,6 +25,7 @@ from coproc.shared.published import Published
 from coproc.shared.seats import Seat
 from coproc.spec import ModelSpec
 from storage_tier.budget import Budget
+from storage_tier.regions import file_bytes
 from storage_tier.words import fence
 
 T = TypeVar("T")
@@ -147,7 +148,7 @@ class SequencerLoop:
         table, row = self._control.seats, number * ctl.ROW
         generation = table.load(row + ctl.SEAT_GENERATION) + 1
         path = self._spec.seat_path(number, generation)
-        self._budget.charge(str(path), Seat.size_bytes(depth, size))
+        self._budget.charge(str(path), file_bytes(Seat.size_bytes(depth, size)))
         try:
             Seat.create(path, depth, size).close()
         except BaseException:

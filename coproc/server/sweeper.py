@@ -142,7 +142,7 @@ class Sweeper:
         constants = tuple(
             optimizer.constants(self._updates + i + 1, rate) for i in range(len(plan.updates))
         )
-        if not probe.armed():
+        if not probe.armed("sweep.middle"):
             optim.apply(self._kernel, gradients, weights, constants, front, back, self._scratch, self._streamed)
             return
         # Under test a sweep can be killed in its middle; the result does not depend on where it is cut.

@@ -1,6 +1,6 @@
 """The driver: from data and settings to a trained model, whatever pool computes and wherever the cluster is.
 
-    result = train(TrainConfig(hidden=(1024, 1024)), "train.parquet", validation="test.parquet")
+result = train(TrainConfig(hidden=(1024, 1024)), "train.parquet", validation="test.parquet")
 """
 
 from __future__ import annotations

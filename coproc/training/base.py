@@ -74,13 +74,13 @@ class TrainConfig:
     """ssp: how many steps the fastest worker may be ahead of the slowest."""
 
     n_send: int = 1
-    """Batches whose gradients are summed into one push. 1: in shared memory a push costs less than a batch."""
+    """Batches summed into one push. 1: in shared memory a push costs less than a batch."""
 
     n_fetch: int | None = None
     """Batches from one pull to the next; None: as many as `n_send`."""
 
     group_size: int | None = None
-    """Pushes a task before it ends and another continues; None: an epoch, so that starting tasks costs little."""
+    """Pushes a task before it ends and another continues; None: an epoch, so that tasks are few."""
 
     scale: float | None = None
     """Features are divided by it; None: 255 if they are bytes, else 1."""

@@ -99,8 +99,8 @@ class Fit:
         metrics = dict(self.evaluate(snapshot.flat)) if good else {}
         if not good or not np.isfinite(metrics.get("loss", 0.0)):
             raise Diverged(
-                f"training diverged: the model at the end of epoch {epoch + 1} (version {snapshot.version}) is "
-                "not finite; try a learning rate ten times smaller, or check the scale of the features"
+                f"training diverged: the model at the end of epoch {epoch + 1} (version {snapshot.version}) "
+                "is not finite; try a learning rate ten times smaller, or check the scale of the features"
             )
         row = EpochRow(
             epoch=epoch + 1,
@@ -136,7 +136,7 @@ def add_up(total: EpochReport, reports: Sequence[WorkerReport]) -> None:
     """Add what the tasks of a group did to the epoch's sums."""
     for report in reports:
         for part in report.epochs:
-            # A task that continues a killed one may begin with pushes of an epoch before: they count here too.
+            # A task that continues a killed one may begin in the epoch before: that counts here too.
             total.add(replace(part, epoch=total.epoch))
 
 

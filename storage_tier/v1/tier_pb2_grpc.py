@@ -31,8 +31,6 @@ class TierStub:
     A client on the server's own host writes and reads the block files itself, by path; any other client sends and
     receives bytes. A block never changes after it was committed. Every answer carries a header; every refusal carries
     the name of its error class in the trailing metadata `error-class` and a sentence in the status message.
-
-    Numbers 20 to 39 of the service's messages are kept for the namespace, under-store and eviction.
     """
 
     def __init__(self, channel):
@@ -104,8 +102,6 @@ class TierServicer:
     A client on the server's own host writes and reads the block files itself, by path; any other client sends and
     receives bytes. A block never changes after it was committed. Every answer carries a header; every refusal carries
     the name of its error class in the trailing metadata `error-class` and a sentence in the status message.
-
-    Numbers 20 to 39 of the service's messages are kept for the namespace, under-store and eviction.
     """
 
     def Hello(self, request, context):
@@ -257,8 +253,6 @@ class Tier:
     A client on the server's own host writes and reads the block files itself, by path; any other client sends and
     receives bytes. A block never changes after it was committed. Every answer carries a header; every refusal carries
     the name of its error class in the trailing metadata `error-class` and a sentence in the status message.
-
-    Numbers 20 to 39 of the service's messages are kept for the namespace, under-store and eviction.
     """
 
     @staticmethod

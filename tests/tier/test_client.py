@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_of_many_writers_of_one_name_one_wins(client: TierClient) -> None:
         assert set(block.data) == {winner}
     status = client.status()
     assert status.reservation_count == 0
-    assert status.memory_used_bytes == block.info.file_bytes
+    assert status.memory_used_bytes == block.info.memory_bytes
 
 
 def test_list_exists_delete(client: TierClient) -> None:
@@ -278,6 +279,49 @@ def test_a_restarted_server_has_the_same_blocks(serve: Callable[..., object]) ->
         assert near.status().block_count == 4
 
 
+def test_another_server_at_the_same_address(serve: Callable[..., object]) -> None:
+    server = serve()
+    with TierClient(server.address) as client:
+        client.put("/a", b"one")
+        first_id = client.status().server_id
+        server.kill()
+        server.directory /= "other"
+        server.start()
+        wait_for(client)
+        assert client.status().server_id != first_id
+        for path in ("/a", "/b"):
+            client.put(path, b"two")
+        with client.open("/a") as block:
+            assert block.data == b"two"
+            assert block.near
+        # From the first server's answer straight into the second's, without a word in between.
+        stale = client._hello(float("inf"))
+        server.kill()
+        server.directory = server.directory.parent
+        server.start()
+        with TierClient(server.address) as other:
+            wait_for(other)
+        wait_for(client)
+        client._connect().hello = stale
+        with client.open("/a") as block:
+            assert block.data == b"one"
+        client._connect().hello = stale
+        client.put("/c", b"three")
+        assert client.info("/c").size_bytes == 5
+        assert client.epoch == 2
+
+
+def test_damage_is_told_over_the_wire_whatever_its_name(serve: Callable[..., object]) -> None:
+    server = serve()
+    server.kill()
+    (server.directory / "blocks" / os.fsdecode(b"\xff\xfe")).write_bytes(b"x")
+    server.start()
+    with TierClient(server.address) as client:
+        status = client.status()
+    assert status.damaged_count == 1
+    assert "is not a whole block" in status.damaged[0]
+
+
 def wait_for(client: TierClient) -> TierClient:
     """Until the server answers again; the channel tries by itself every 50 to 500 ms."""
     for _ in range(200):
@@ -288,6 +332,21 @@ def wait_for(client: TierClient) -> TierClient:
         else:
             return client
     raise AssertionError("the server did not come back")
+
+
+def test_a_server_that_was_gone_for_long_is_found_within_a_second(serve: Callable[..., object]) -> None:
+    server = serve()
+    with TierClient(server.address) as client:
+        client.status()
+        server.kill()
+        for _ in range(20):  # time for the pauses between tries to grow
+            with pytest.raises(Unreachable):
+                client.status(timeout_s=10)
+            select.select([], [], [], 0.1)
+        server.start()
+        began = time.monotonic()
+        wait_for(client)
+        assert time.monotonic() - began < 1.5
 
 
 def test_a_commit_that_finds_another_start_of_the_server(
@@ -402,7 +461,7 @@ def test_a_killed_server_loses_nothing_acknowledged(serve: Callable[..., object]
             with client.open(info.path) as block:
                 expected = content(int(info.metadata["number"]), 50_000)
                 assert np.array_equal(np.frombuffer(block.data, np.uint8), expected)
-        assert client.status().memory_used_bytes == sum(info.file_bytes for info in blocks)
+        assert client.status().memory_used_bytes == sum(info.memory_bytes for info in blocks)
 
 
 def wait_until(client: TierClient, reservation_count: int) -> object:

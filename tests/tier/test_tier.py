@@ -104,6 +104,22 @@ def test_a_directory_with_other_files_is_not_taken(directory: Path) -> None:
     assert stat.S_IMODE(directory.stat().st_mode) == 0o755
 
 
+def test_a_directory_that_cannot_be_is_a_sentence(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (directory / "file").touch()
+    for bad in (
+        directory / "file",
+        directory / "file" / "below",
+        directory / "\udcff",
+        directory / ("x" * 300),
+    ):
+        with pytest.raises(DirectoryRefused, match="cannot be a tier's directory"):
+            Tier(bad)
+    assert os.listdir(directory) == ["file"]
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(DirectoryRefused, match="belongs to user"):
+        Tier(directory / "own")
+
+
 def test_a_start_removes_temporaries_and_nothing_else(directory: Path) -> None:
     with Tier(directory) as tier:
         tier.put("/a", 1, [b"x"])
@@ -195,7 +211,7 @@ def test_put_takes_what_was_announced_or_nothing(tier: Tier) -> None:
     with pytest.raises(ZeroDivisionError):
         tier.put("/b", 5, broken())
     assert list(tier.blocks) == ["/a"]
-    assert tier.budget.used_bytes == 4096 + 6
+    assert tier.budget.used_bytes == 2 * 4096
     assert tier.status().reservation_count == 0
 
 
@@ -232,15 +248,16 @@ def test_the_budget_refuses_and_readers_go_on(tier: Tier) -> None:
 
 def test_a_near_write(tier: Tier) -> None:
     reservation = tier.reserve("/a", 5000)
-    assert tier.budget.used_bytes == 5000
+    assert tier.budget.used_bytes == 8192
     link(tier, "/a", b"near", worker=3)
     info = tier.commit(reservation.id)
     assert (info.size_bytes, info.metadata) == (4, {"worker": 3})
-    assert tier.budget.used_bytes == info.file_bytes == 4100
+    assert info.file_bytes == 4100
+    assert tier.budget.used_bytes == info.memory_bytes == 8192
     with pytest.raises(ReservationLost):
         tier.commit(reservation.id)
     tier.abort(reservation.id)
-    assert tier.budget.used_bytes == 4100
+    assert tier.budget.used_bytes == 8192
 
 
 def test_a_reservation_given_back(tier: Tier) -> None:
@@ -385,8 +402,10 @@ def test_the_store_is_a_dict(directory: Path, actions: list[tuple[str, str, int]
                 tier.close()
                 tier = Tier(own, 1 << 20)
             assert {info.path: info.size_bytes for info in tier.list()} == model
-        reserved_bytes = 5000 * tier.status().reservation_count
-        assert tier.budget.used_bytes == sum(4096 + size for size in model.values()) + reserved_bytes
+        reserved_bytes = 8192 * tier.status().reservation_count
+        assert (
+            tier.budget.used_bytes == sum(4096 * (1 + bool(size)) for size in model.values()) + reserved_bytes
+        )
         assert json.loads((own / "identity.json").read_bytes())["server_id"] == tier.server_id
     finally:
         tier.close()

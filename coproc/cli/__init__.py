@@ -1,0 +1,65 @@
+"""The command `coproc`. Each command is one file of this folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+__all__ = ["main"]
+
+
+def application() -> Any:
+    """The command with all its subcommands, as typer builds it."""
+    import typer
+
+    from coproc.cli.bench import bench
+    from coproc.cli.serve import serve
+    from coproc.cli.status import status
+    from coproc.cli.train import train
+
+    app = typer.Typer(
+        name="coproc",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None if os.environ.get("NO_COLOR") else "rich",
+        help="A parameter coprocessor for Spark: workers compute gradients, a memory tier stores the model "
+        "and applies descent to it. With --debug, failures show their traceback.",
+    )
+
+    def show_version(asked: bool) -> None:
+        if asked:
+            from coproc import __version__
+
+            typer.echo(f"coproc {__version__}")
+            raise typer.Exit
+
+    @app.callback()
+    def common(
+        version: bool = typer.Option(
+            False, "--version", is_eager=True, callback=show_version, help="Show the version."
+        ),
+    ) -> None:
+        pass
+
+    for command in (train, serve, status, bench):
+        app.command()(command)
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; ends the process with 0, 1 for a failure, 2 for a wrong command line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        import rich  # noqa: F401
+        import typer  # noqa: F401
+    except ImportError as error:
+        print(f"error: the commands need {error.name}: pip install 'coproc[cli]'", file=sys.stderr)
+        sys.exit(1)
+    if "--debug" in given:
+        from coproc.cli.base import DEBUG_VARIABLE
+
+        given.remove("--debug")
+        os.environ[DEBUG_VARIABLE] = "1"
+    application()(given, prog_name="coproc")

@@ -1,0 +1,199 @@
+"""`coproc train`: from a Parquet file, or the bundled digits, to a model on disk."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from coproc.cli.base import in_sentences, token_from_environment, usage_error
+
+# What the demonstration does differently: 1,437 small images are few, so small batches and more epochs.
+DEMO: dict[str, Any] = {"epochs": 20, "batch_size": 32, "hidden": (128,), "learning_rate": 3e-3}
+
+_DATA = "What to train on"
+_NET = "The network"
+_HOW = "How to train"
+_WHERE = "Where"
+
+
+@in_sentences
+def train(
+    data: Annotated[
+        str | None,
+        typer.Argument(help="Parquet file or folder; without it, scikit-learn's handwritten digits."),
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="Parquet file measured after each epoch.", rich_help_panel=_DATA)
+    ] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Feature column: lists, vectors or bytes; or several of numbers, repeated or with commas "
+            "(default: features).",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    label: Annotated[str, typer.Option(help="Label column.", rich_help_panel=_DATA)] = "label",
+    scale: Annotated[
+        str, typer.Option(help="Divide features by this; auto: 255 for bytes, else 1.", rich_help_panel=_DATA)
+    ] = "auto",
+    hidden: Annotated[
+        str | None,
+        typer.Option(
+            help="Sizes of hidden layers, as 1024,1024, or none (default: 256).", rich_help_panel=_NET
+        ),
+    ] = None,
+    activation: Annotated[str, typer.Option(help="relu or tanh.", rich_help_panel=_NET)] = "relu",
+    dropout: Annotated[
+        float, typer.Option(help="Share of activations left out.", rich_help_panel=_NET)
+    ] = 0.0,
+    loss: Annotated[
+        str,
+        typer.Option(help="softmax (classes), logistic (0 or 1), squared (numbers).", rich_help_panel=_NET),
+    ] = "softmax",
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the data (default: 5).", rich_help_panel=_HOW)
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Gradient workers.", rich_help_panel=_HOW)] = 2,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows a gradient (default: 128).", rich_help_panel=_HOW)
+    ] = None,
+    optimizer: Annotated[
+        str, typer.Option(help="adam, adamw, momentum, sgd.", rich_help_panel=_HOW)
+    ] = "adam",
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Step size (default: 0.001 for adam, adamw).", rich_help_panel=_HOW)
+    ] = None,
+    consistency: Annotated[
+        str,
+        typer.Option(help="bsp (synchronous), ssp (bounded), asp (asynchronous).", rich_help_panel=_HOW),
+    ] = "bsp",
+    bound: Annotated[
+        int, typer.Option(help="ssp: steps the fastest may be ahead.", rich_help_panel=_HOW)
+    ] = 4,
+    n_send: Annotated[int, typer.Option(help="Batches summed into one push.", rich_help_panel=_HOW)] = 1,
+    n_fetch: Annotated[
+        int | None, typer.Option(help="Batches from pull to pull (default: n-send).", rich_help_panel=_HOW)
+    ] = None,
+    group_size: Annotated[
+        int | None, typer.Option(help="Pushes a task (default: an epoch).", rich_help_panel=_HOW)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=_HOW)] = 0,
+    pool: Annotated[
+        str, typer.Option(help="spark, processes (no Java needed), inline.", rich_help_panel=_WHERE)
+    ] = "spark",
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="Directory for model, history and settings (default: coproc-runs/…).", rich_help_panel=_WHERE
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="coproc://HOST:PORT[,…] of a running cluster; else an embedded one.", rich_help_panel=_WHERE
+        ),
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="Its token; better in COPROC_TOKEN.", rich_help_panel=_WHERE)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name of the model in the cluster.", rich_help_panel=_WHERE)
+    ] = None,
+    servers: Annotated[
+        int, typer.Option(help="Servers of the embedded cluster.", rich_help_panel=_WHERE)
+    ] = 1,
+    shards: Annotated[
+        int | None, typer.Option(help="Shards of the model (default: one a server).", rich_help_panel=_WHERE)
+    ] = None,
+) -> None:
+    """Train a network; leaves model.safetensors, history.jsonl and run.json."""
+    given: dict[str, Any] = {
+        "features": _columns(features),
+        "label": label,
+        "hidden": None if hidden is None else _sizes(hidden),
+        "activation": activation,
+        "dropout": dropout,
+        "loss": loss,
+        "epochs": epochs,
+        "workers": workers,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+        "consistency": consistency,
+        "bound": bound,
+        "n_send": n_send,
+        "n_fetch": n_fetch,
+        "group_size": group_size,
+        "scale": _scale(scale),
+        "seed": seed,
+        "pool": pool,
+        "servers": servers,
+        "shards": shards,
+        "address": address,
+        "token": token or token_from_environment(),
+        "model": model,
+    }
+    if data is None and (validation is not None or features is not None):
+        usage_error("--validation and --features belong to DATA, and none was named")
+    run(data, validation, output, {name: value for name, value in given.items() if value is not None})
+
+
+def run(data: str | None, validation: str | None, output: str | None, given: dict[str, Any]) -> None:
+    """Train with progress on standard error, and say at the end what came of it."""
+    from coproc.cli.show import Display
+    from coproc.training import TrainConfig
+    from coproc.training import train as train_on
+
+    name = "digits" if data is None else Path(data).stem
+    directory = output or f"coproc-runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with ExitStack() as stack:
+        source, measured_on = data, validation
+        if data is None:
+            from coproc.cli.digits import SCALE, write_digits
+
+            given = {"scale": SCALE, **DEMO, **given}
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="coproc-digits-"))
+            source, measured_on = (str(path) for path in write_digits(Path(folder)))
+        config = TrainConfig(**given)
+        with Display() as display:
+            result = train_on(
+                config, source, validation=measured_on, output=directory, on_progress=display.update
+            )
+    from coproc.cli.closing import closing_words
+
+    typer.echo(closing_words(result, config, demo=data is None, validated=measured_on is not None))
+    if result.interrupted:
+        raise typer.Exit(130)
+
+
+def _columns(names: list[str] | None) -> str | tuple[str, ...] | None:
+    if names is None:
+        return None
+    split = tuple(name.strip() for text in names for name in text.split(",") if name.strip())
+    if not split:
+        usage_error("--features needs at least one column")
+    return split[0] if len(split) == 1 else split
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    if text.strip() in ("", "none"):
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        usage_error(f"--hidden is a list of sizes such as 1024,1024, or none, not {text!r}")
+
+
+def _scale(text: str) -> float | None:
+    if text == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        usage_error(f"--scale is a number or auto, not {text!r}")
