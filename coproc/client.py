@@ -87,7 +87,7 @@ class Client:
         except TierError as error:
             raise as_coproc(error) from None
         self._servers = [tier_wire.target(host, port) for host, port in servers]
-        self._stubs = [coproc_pb2_grpc.CoprocessorStub(c) for c in self._channels]  # type: ignore[no-untyped-call]
+        self._stubs = [coproc_pb2_grpc.CoprocessorStub(c) for c in self._channels]  
         self._tiers = [TierClient(c, near=near) for c in self._channels]
         self._models: list[Model] = []
         self.near = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -51,7 +52,7 @@ class NearModel:
         self.control = Control.open(spec.control_path)
         rows = len(spec.optimizer.state_rows)
         self.shards = [
-            Published.open(ctl.Path(place.path), place.hi - place.lo, rows, spec.buffers) for place in spec.shards
+            Published.open(Path(place.path), place.hi - place.lo, rows, spec.buffers) for place in spec.shards
         ]
         self.ranges = [(place.lo, place.hi) for place in spec.shards]
 
@@ -297,8 +298,9 @@ class NearWorker:
         duplicate = self._turn(step)
         if duplicate is not None:
             return duplicate
-        if examples:
+        if self.seat.free_slots <= 0:
             self._wait_for_slot(timeout_s)
+        if examples:
             gradient = self.seat.slots[self.seat.words.load(seats.HEAD) % self.seat.depth]
             # One pass that makes no temporary: a dot product is finite only if all elements are.
             with np.errstate(over="ignore", invalid="ignore"):

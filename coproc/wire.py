@@ -16,6 +16,7 @@ from storage_tier.wire import CHUNK_BYTES, ErrorTable
 ERRORS = ErrorTable(
     {
         errors.ServerError: grpc.StatusCode.INTERNAL,
+        errors.CoprocError: grpc.StatusCode.UNKNOWN,
         errors.Unreachable: grpc.StatusCode.UNAVAILABLE,
         errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
         errors.Timeout: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -51,7 +52,7 @@ def as_coproc(error: tier_errors.TierError) -> errors.CoprocError:
 
 def chunks(flat: NDArray[np.float32]) -> Iterator[bytes]:
     """The bytes of a contiguous float32 vector in pieces of 1 MiB; each is copied once."""
-    data = memoryview(flat).cast("B")
+    data = flat.data.cast("B")
     for start in range(0, len(data), CHUNK_BYTES):
         yield bytes(data[start : start + CHUNK_BYTES])
 
@@ -60,7 +61,7 @@ class Filling:
     """Receives chunks into a float32 vector (P,) that somebody else owns."""
 
     def __init__(self, out: Flat, what: str) -> None:
-        self._data = memoryview(out).cast("B")
+        self._data = out.data.cast("B")
         self._what = what
         self.filled_bytes = 0
 

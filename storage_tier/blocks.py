@@ -135,7 +135,7 @@ def scan(root: Path) -> tuple[list[BlockInfo], list[str]]:
     """
     blocks: list[BlockInfo] = []
     damaged: list[str] = []
-    for file in _files(root):
+    for file in walk_files(root):
         name = "/" + _printable(str(file.relative_to(root)))
         try:
             info = read_info(file)
@@ -161,14 +161,27 @@ def delete_file(root: Path, path: str) -> bool:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return False
     for parent in file.parents:
-        if parent == root:
+        if parent == root or not _remove_if_empty(parent):
             break
-        try:
-            parent.rmdir()
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
-                break
-            raise
+    return True
+
+
+def prune(directory: Path) -> None:
+    """Remove a directory and those below it, as far as they are empty. What a killed writer made and never used.
+
+    Never fails when others make or remove something there meanwhile.
+    """
+    for folder, _, _ in os.walk(directory, topdown=False):
+        _remove_if_empty(Path(folder))
+
+
+def _remove_if_empty(directory: Path) -> bool:
+    try:
+        directory.rmdir()
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
+            return False
+        raise
     return True
 
 
@@ -203,7 +216,7 @@ def _read_info(fd: int, file: Path) -> BlockInfo:
         raise CorruptBlock(f"{file} is not a whole block: {error}") from None
 
 
-def _files(root: Path) -> Iterator[Path]:
+def walk_files(root: Path) -> Iterator[Path]:
     """All that is no directory below `root`; links are not followed."""
     for directory, subdirectories, names in os.walk(root):
         subdirectories.sort()

@@ -27,7 +27,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from storage_tier.blocks import Block, delete_file, read_info, scan
+from storage_tier.blocks import Block, delete_file, prune, read_info, scan
 from storage_tier.budget import Budget, check_shared_memory, default_limit_bytes
 from storage_tier.directory import (
     BLOCKS_NAME,
@@ -108,7 +108,7 @@ class Tier:
     def __init__(self, directory: Path, memory_bytes: int | None = None) -> None:
         """Take the directory (made if missing, mode 0700), count a new epoch, rebuild the list of blocks.
 
-        Deletes nothing but half-written temporaries.
+        Deletes nothing but half-written temporaries and empty directories below blocks/.
 
         Args:
             directory: on tmpfs, as a rule below /dev/shm; belongs to this tier alone.
@@ -131,6 +131,7 @@ class Tier:
             for temporary in self.directory.glob(TEMPORARY_PREFIX + "*"):
                 temporary.unlink(missing_ok=True)
             self.blocks_directory = self.directory / BLOCKS_NAME
+            prune(self.blocks_directory)
             self.blocks_directory.mkdir(mode=0o700, exist_ok=True)
             held_bytes = count_held_bytes(self.directory)
             if memory_bytes is None:
@@ -414,8 +415,9 @@ class Tier:
         return info
 
     def _refuse_existing(self, path: str) -> None:
-        if path in self._blocks or block_file(self.blocks_directory, path).exists():
-            raise BlockExists(why_taken(self.blocks_directory, path))
+        reason = why_taken(self.blocks_directory, path)
+        if reason is not None:
+            raise BlockExists(reason)
 
     def _index(self, info: BlockInfo) -> None:
         # What is on disk is in use, whatever the budget says.

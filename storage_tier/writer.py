@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from storage_tier.blocks import prune, walk_files
 from storage_tier.errors import (
     BlockExists,
     BlockNotFound,
@@ -228,7 +229,12 @@ def _link(fd: int, root: Path, path: str) -> None:
                 if not root.is_dir():
                     raise BlockNotFound(f"{path}: the tier's directory {root} is gone") from None
             except (FileExistsError, NotADirectoryError):
-                raise BlockExists(why_taken(root, path)) from None
+                # Also when a directory was pruned inside of mkdir, or the block was deleted by now: then
+                # again.
+                reason = why_taken(root, path)
+                if reason is not None:
+                    raise BlockExists(reason) from None
+                prune(file)
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise OutOfMemory(
@@ -242,17 +248,19 @@ def _link(fd: int, root: Path, path: str) -> None:
         os.close(root_fd)
 
 
-def why_taken(root: Path, path: str) -> str:
-    """Why a block cannot get this name, as a sentence."""
+def why_taken(root: Path, path: str) -> str | None:
+    """Why a block cannot get this name, as a sentence; None when it can. Empty directories are in nobody's way."""
     file = block_file(root, path)
-    if file.is_dir():
-        return f"{path} cannot be a block: there are blocks below it"
+    if file.is_dir() and not file.is_symlink():
+        return f"{path} cannot be a block: there are blocks below it" if any(walk_files(file)) else None
+    if os.path.lexists(file):
+        return f"{path} exists already, and a block never changes: delete it first, or choose another path"
     for parent in file.parents:
         if parent == root:
             break
-        if not parent.is_dir() and parent.exists():
+        if os.path.lexists(parent) and not parent.is_dir():
             return f"{path} cannot be made: /{parent.relative_to(root)} is a block"
-    return f"{path} exists already, and a block never changes: delete it first, or choose another path"
+    return None
 
 
 def _not_a_buffer(found: object) -> str:

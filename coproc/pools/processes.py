@@ -28,6 +28,8 @@ from coproc.worker import WorkerReport, WorkerTask, never, run_worker
 STOP_GRACE_S = 10.0
 LOOK_S = 0.1
 
+COMMAND = (sys.executable, "-m", "coproc.pools.processes")
+
 
 class Died(Exception):
     """A child ended without an answer."""
@@ -36,13 +38,13 @@ class Died(Exception):
 class Child:
     """One worker process; does one task at a time, and many one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: Sequence[str] = COMMAND) -> None:
         # A file and not a pipe: nobody has to read it while the child works.
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._sending = threading.Lock()
         self._sent_count = 0
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "coproc.pools.processes"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -111,7 +113,9 @@ class ProcessPool:
 
     name = "processes"
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, command: Sequence[str] = COMMAND) -> None:
+        """Starts nothing. `command` is the child's program; tests give another."""
+        self._command = command
         self._slots_count = slots
         self._idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
         self._seats = threading.Semaphore(slots)
@@ -215,7 +219,7 @@ class ProcessPool:
         try:
             return self._idle.get_nowait()
         except queue.Empty:
-            return Child()
+            return Child(self._command)
 
     def _give(self, index: int, child: Child, *, alive: bool) -> None:
         with self._lock:

@@ -49,7 +49,8 @@ class Engine:
         self.sequencer: SequencerLoop | None = None
         self._threads: list[threading.Thread] = []
         for number in mine:
-            seat_map = SeatMap(spec, self.control)
+            place = spec.shards[number]
+            seat_map = SeatMap(spec, self.control, place.lo, place.hi)
             sweeper = Sweeper(spec, number, self.control, self.shards[number], seat_map)
             if number == 0:
                 self.sequencer = SequencerLoop(spec, self.control, self.shards, seat_map, budget)

@@ -97,7 +97,7 @@ class SequencerLoop:
             if entry.kind == Kind.DESCEND:
                 busy[entry.seat, entry.slot, entry.worker, entry.step] = position + entry.following
         self._map.refresh()
-        for number, (generation, seat) in self._map.open.items():
+        for number, (generation, seat, _) in self._map.open.items():
             worker = self._control.seats.row(number * ctl.ROW)[ctl.SEAT_WORKER]
             tail = seat.words.load(seats.TAIL)
             known = _Taken(number, generation, worker, seat, tail, [0] * seat.depth, time.monotonic())
@@ -162,7 +162,7 @@ class SequencerLoop:
         ):
             table.store(row + word, value)
         self._seats_changed()
-        seat = self._map.open[number][1]
+        seat = self._map.open[number].seat
         taken = _Taken(number, generation, worker, seat, 0, [0] * depth, time.monotonic())
         self._seats.append(taken)
         self._by_number[number] = taken

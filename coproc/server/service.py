@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -84,8 +85,8 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
                     )
                     spec = ModelSpec.from_json(answer.spec_json)
                 for server in made:
-                    request = pb.ServeShardsRequest(spec_json=spec.to_json(), server=server)
-                    self._peer(server).ServeShards(request, timeout=_PEER_TIMEOUT_S)
+                    complete = pb.ServeShardsRequest(spec_json=spec.to_json(), server=server)
+                    self._peer(server).ServeShards(complete, timeout=_PEER_TIMEOUT_S)
                 engine = self._models.activate(spec)
             except BaseException:
                 self._drop_on(made, spec.name)
@@ -98,8 +99,6 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         spec = ModelSpec.from_json(request.spec_json)
         with _coproc_errors():
             if request.parameters_path:
-                from pathlib import Path
-
                 spec = self._models.make_shards(spec, request.server, Path(request.parameters_path))
             else:
                 self._models.activate(spec)

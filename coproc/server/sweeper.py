@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +13,7 @@ from coproc.descent import SWEEP_WIDTH, Sweep, plan_sweep
 from coproc.shared import control as ctl
 from coproc.shared import published as pub
 from coproc.shared import seats
-from coproc.shared.control import Control
+from coproc.shared.control import Control, Entry
 from coproc.shared.published import Published
 from coproc.shared.seats import Seat
 from coproc.spec import ModelSpec
@@ -20,15 +22,36 @@ from coproc.spec import ModelSpec
 _LOOK_AHEAD = 4 * SWEEP_WIDTH
 
 
-class SeatMap:
-    """The seats of a model as one server has mapped them; follows the seat table of the control region."""
+_ALL: tuple[np.float32, ...] = (np.float32(1),)
 
-    def __init__(self, spec: ModelSpec, control: Control) -> None:
+
+def _shares(members: list[Entry]) -> tuple[np.float32, ...]:
+    """Each member's share of the examples of its round."""
+    if len(members) == 1:
+        return _ALL
+    total = sum(m.examples for m in members)
+    return tuple([np.float32(m.examples / total) for m in members])
+
+
+class MappedSeat(NamedTuple):
+    """A seat as one shard sees it."""
+
+    generation: int
+    seat: Seat
+    slots: list[NDArray[np.float32]]
+    """The shard's range of each slot."""
+
+
+class SeatMap:
+    """The seats of a model as one shard's thread has mapped them; follows the seat table of the control region."""
+
+    def __init__(self, spec: ModelSpec, control: Control, lo: int, hi: int) -> None:
+        self._lo, self._hi = lo, hi
         self._spec = spec
         self._control = control
         self._changed = -1
-        self.open: dict[int, tuple[int, Seat]] = {}
-        """Seat number -> (generation, mapped seat)."""
+        self.open: dict[int, MappedSeat] = {}
+        """By number."""
 
     def refresh(self) -> None:
         """Map seats that were given and forget those that were taken back since the last look. One word if none."""
@@ -38,20 +61,21 @@ class SeatMap:
         for number in range(ctl.MAX_SEATS):
             state, _, generation, depth = self._control.seats.row(number * ctl.ROW, 4)
             known = self.open.get(number)
-            if known is not None and (state != ctl.SEAT_OPEN or known[0] != generation):
-                known[1].close()
+            if known is not None and (state != ctl.SEAT_OPEN or known.generation != generation):
+                known.slots.clear()
+                known.seat.close()
                 del self.open[number]
                 known = None
             if state == ctl.SEAT_OPEN and known is None:
                 seat = Seat.open(
                     self._spec.seat_path(number, generation), depth, self._spec.layout.size if depth else 0
                 )
-                self.open[number] = (generation, seat)
+                self.open[number] = MappedSeat(generation, seat, [slot[self._lo : self._hi] for slot in seat.slots])
         self._changed = changed
 
     def pins(self) -> list[int]:
         """The versions that readers hold."""
-        return [pin for _, seat in self.open.values() if (pin := seat.words.load(seats.PIN)) != seats.NO_PIN]
+        return [pin for m in self.open.values() if (pin := m.seat.words.load(seats.PIN)) != seats.NO_PIN]
 
 
 class Sweeper:
@@ -63,8 +87,6 @@ class Sweeper:
         self._spec = spec
         self._control = control
         self._seats = seat_map
-        place = spec.shards[number]
-        self._lo, self._hi = place.lo, place.hi
         self._streamed = shard.size >= optim.STREAM_FROM
         self._kernel = optim.compile_sweep(spec.optimizer)
         self.blocked = False
@@ -90,10 +112,11 @@ class Sweeper:
         if entries[-1].following:  # a record is applied whole
             entries += self._control.entries(stop, stop + entries[-1].following)
         self._seats.refresh()
-        plan = plan_sweep(entries, self.position, self.version, self._seats.pins())
+        pins = self._seats.pins()
+        plan = plan_sweep(entries, self.position, self.version, pins)
         crowded = head - self.shard.kept_from > ctl.LOG_ENTRIES // 2
         if plan.updates or plan.version != self.version or crowded:
-            if not self._sweep(plan):
+            if not self._sweep(plan, pins):
                 return False
         elif plan.learning_rate_word is not None:
             self._rate = plan.learning_rate_word
@@ -101,9 +124,9 @@ class Sweeper:
         self.shard.words.store(pub.APPLIED, self.position)
         return True
 
-    def _sweep(self, plan: Sweep) -> bool:
+    def _sweep(self, plan: Sweep, pins: list[int]) -> bool:
         shard = self.shard
-        back = shard.claim_back(self._seats.pins)
+        back = shard.claim_back(pins, self._seats.pins)
         self.blocked = back is None
         if back is None:
             shard.words.store(pub.COPY_ONLY, 1)
@@ -130,18 +153,13 @@ class Sweeper:
                 target[:] = source
             return
         optimizer, rate = self._spec.optimizer, ctl.word_to_float(self._rate)
+        seats_open = self._seats.open
         gradients = tuple(
-            tuple(self._seats.open[m.seat][1].slots[m.slot][self._lo : self._hi] for m in members)
-            for members in plan.updates
+            [tuple([seats_open[m.seat].slots[m.slot] for m in members]) for members in plan.updates]
         )
-        weights = tuple(
-            tuple(np.float32(m.examples / total) for m in members)
-            for members in plan.updates
-            for total in (sum(m.examples for m in members),)
-        )
-        constants = tuple(
-            optimizer.constants(self._updates + i + 1, rate) for i in range(len(plan.updates))
-        )
+        weights = tuple([_shares(members) for members in plan.updates])
+        first = self._updates + 1
+        constants = tuple([optimizer.constants(first + i, rate) for i in range(len(plan.updates))])
         if not probe.armed("sweep.middle"):
             optim.apply(self._kernel, gradients, weights, constants, front, back, self._scratch, self._streamed)
             return

@@ -119,17 +119,17 @@ class Published:
                 return self.buffers[buffer]
         return None
 
-    def claim_back(self, pins: Callable[[], list[int]]) -> int | None:
+    def claim_back(self, held: list[int], pins: Callable[[], list[int]]) -> int | None:
         """Choose a buffer for the next version and mark it as going, or None if readers hold them all.
 
         A mark keeps the version's number (as ``-2 - version``), so that a server killed right here does not
         forget at restart who may be looking. Server only.
 
         Args:
-            pins: the versions that readers hold now; asked again after the mark is visible.
+            held: the versions that readers held a moment ago.
+            pins: asks again, after the mark is visible.
         """
         _, front, _ = self.front()
-        held = pins()
         for buffer in range(self.buffer_count):
             version = self.words.load(VERSIONS + buffer)
             known = version if version >= GONE else -2 - version
@@ -137,8 +137,7 @@ class Published:
                 continue
             self.words.store(VERSIONS + buffer, -2 - known if known >= 0 else GONE)
             fence()
-            held = pins()
-            if known not in held:
+            if known not in pins():
                 return buffer
             self.words.store(VERSIONS + buffer, version)
         return None

@@ -207,6 +207,15 @@ def test_a_writer_killed_before_its_link_leaves_nothing(directory: Path) -> None
     assert used_bytes() <= held_bytes - 4_000_000, "the memory is free again"
 
 
+def test_empty_directories_are_in_nobodys_way(directory: Path) -> None:
+    # What a writer leaves that is killed after mkdir and before its link.
+    (directory / "a" / "b" / "c").mkdir(parents=True)
+    write(directory, "/a/b", b"x")
+    assert files(directory) == ["a/b"]
+    with pytest.raises(BlockExists, match="blocks below it"):
+        write(directory, "/a", b"x")
+
+
 def test_names_made_and_deleted_at_once_never_fail(directory: Path) -> None:
     def make(worker: int) -> None:
         for turn in range(200):

@@ -112,7 +112,7 @@ def test_list_exists_delete(client: TierClient) -> None:
 
 def test_a_long_list_comes_in_pages(client: TierClient) -> None:
     # Large metadata ends a page before its thousand blocks.
-    paths = [f"/many/{number:03}" for number in range(40)]
+    paths = [f"/many/{number:03}" for number in range(150)]
     for path in paths:
         client.put(path, b"", {"text": "x" * 60_000})
     assert [info.path for info in client.list("/many")] == paths

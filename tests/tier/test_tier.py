@@ -126,9 +126,11 @@ def test_a_start_removes_temporaries_and_nothing_else(directory: Path) -> None:
         (directory / ".tmp-nonce-1-ab").write_text("half")
         (directory / "models").mkdir()
         (directory / "models" / "region").write_text("kept")
+        (directory / "blocks" / "empty" / "empty").mkdir(parents=True)
     with Tier(directory) as tier:
         assert list(tier.blocks) == ["/a"]
         assert not (directory / ".tmp-nonce-1-ab").exists()
+        assert os.listdir(directory / "blocks") == ["a"]
         assert (directory / "models" / "region").read_text() == "kept"
 
 

@@ -207,11 +207,11 @@ def test_errors_arrive_as_sentences(spark, pool):
         return 1 / 0
         yield
 
-    with pytest.raises(DataError, match="^row 3 is wrong$"):
+    with pytest.raises(DataError, match=r"^row 3 is wrong$"):
         pool.map_in_arrow(spark.range(1), refuse, "x long")
-    with pytest.raises(ServerError, match="^ZeroDivisionError: division by zero$"):
+    with pytest.raises(ServerError, match=r"^ZeroDivisionError: division by zero$"):
         pool.map_in_arrow(spark.range(1), break_down, "x long")
-    with pytest.raises(ServerError, match="^a Spark job failed: "):
+    with pytest.raises(ServerError, match=r"^a Spark job failed: "):
         pool.map_in_arrow(spark.range(1).selectExpr("assert_true(id > 5)"), lambda batches: batches, "x long")
 
 

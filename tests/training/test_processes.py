@@ -59,32 +59,6 @@ def test_children_are_kept_from_task_to_task(pool):
     assert pool._idle.qsize() == 1
 
 
-class Puppets(ProcessPool):
-    """A pool whose children run this program instead of the worker loop."""
-
-    PROGRAM = "pass"
-
-    def _take(self):
-        try:
-            return self._idle.get_nowait()
-        except Exception:
-            return Puppet(self.PROGRAM)
-
-
-class Puppet(Child):
-    def __init__(self, program):
-        real = subprocess.Popen
-
-        def start(command, **settings):
-            return real([sys.executable, "-c", program], **settings)
-
-        subprocess.Popen, kept = start, subprocess.Popen
-        try:
-            super().__init__()
-        finally:
-            subprocess.Popen = kept
-
-
 ANSWER = (
     "import json,os,signal,sys\n"
     "for line in sys.stdin:\n"
@@ -94,14 +68,13 @@ ANSWER = (
 
 
 @pytest.fixture
-def puppets(request):
+def puppets():
     made = []
 
-    def make(program, slots=2):
-        pool = Puppets(slots)
-        pool.PROGRAM = ANSWER + program
-        made.append(pool)
-        return pool
+    def make(program):
+        """A pool whose children run this program instead of the worker loop."""
+        made.append(ProcessPool(2, [sys.executable, "-c", program]))
+        return made[-1]
 
     yield make
     for pool in made:
@@ -110,7 +83,7 @@ def puppets(request):
 
 def test_a_child_that_dies_is_started_again(puppets, tmp_path):
     pool = puppets(
-        f"    deaths = {str(tmp_path / 'deaths')!r}\n"
+        f"{ANSWER}    deaths = {str(tmp_path / 'deaths')!r}\n"
         "    count = os.path.getsize(deaths) if os.path.exists(deaths) else 0\n"
         "    if count < 3:\n"
         "        open(deaths, 'a').write('x'); os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -121,14 +94,17 @@ def test_a_child_that_dies_is_started_again(puppets, tmp_path):
 
 
 def test_a_child_that_always_dies_is_named(puppets):
-    pool = puppets("    sys.stderr.write('the last words'); sys.stderr.flush(); os.kill(os.getpid(), 9)\n")
+    pool = puppets(
+        ANSWER + "    sys.stderr.write('the last words'); sys.stderr.flush(); os.kill(os.getpid(), 9)\n"
+    )
     with pytest.raises(ServerError, match=r"worker 3 died 4 times \(SIGKILL: the last words\)"):
         pool.run([task(3)])
 
 
 def test_reports_come_in_the_order_of_the_tasks(puppets):
     pool = puppets(
-        "    print(json.dumps({'worker': task['worker'], 'first_step': 0, 'next_step': 1, 'epochs': [],"
+        ANSWER
+        + "    print(json.dumps({'worker': task['worker'], 'first_step': 0, 'next_step': 1, 'epochs': [],"
         " 'stopped': False, 'wall_s': 0.0}), flush=True)\n"
     )
     assert [each.worker for each in pool.run([task(worker) for worker in (5, 1, 4, 2)])] == [5, 1, 4, 2]
@@ -147,15 +123,13 @@ STOPPABLE = (
 
 
 def test_a_stop_reaches_every_child(puppets):
-    pool = puppets("")
-    pool.PROGRAM = STOPPABLE
+    pool = puppets(STOPPABLE)
     reports = pool.run([task(1), task(2)], stop=lambda: len(pool.pids) == 2)
     assert [(each.worker, each.stopped) for each in reports] == [(1, True), (2, True)]
 
 
 def test_one_failure_stops_the_others(puppets):
-    pool = puppets("")
-    pool.PROGRAM = STOPPABLE
+    pool = puppets(STOPPABLE)
     with pytest.raises(DataError, match="nine is wrong"):
         pool.run([task(1), task(9)])
     assert pool.pids == []
@@ -193,8 +167,7 @@ def _alive(pid):
 
 
 def test_a_child_has_one_thread_for_its_matrix_products(puppets):
-    pool = puppets("")
-    pool.PROGRAM = (
+    pool = puppets(
         "import json,os,sys\n"
         "sys.stdin.readline()\n"
         "threads = int(os.environ['OMP_NUM_THREADS']) + int(os.environ['OPENBLAS_NUM_THREADS'])\n"
