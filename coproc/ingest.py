@@ -351,5 +351,5 @@ def _arrow_schema(frame: DataFrame, names: Sequence[str]) -> pa.Schema:
 
     own = [field for field in frame.schema.fields if field.name not in (FILE_COLUMN, ROW_COLUMN)]
     wanted = to_arrow_schema(StructType([field for field in own if field.name in names]))
-    others = [pa.field(field.name, pa.null()) for field in own if field.name not in names]
-    return pa.schema([*wanted, *others])
+    kinds = {field.name: field for field in wanted}
+    return pa.schema([kinds.get(field.name, pa.field(field.name, pa.null())) for field in own])

@@ -167,7 +167,7 @@ def delete_file(root: Path, path: str) -> bool:
 
 
 def prune(directory: Path) -> None:
-    """Remove a directory and those below it, as far as they are empty. What a killed writer made and never used.
+    """Remove a directory and those below it, as far as they are empty: left over by killed writers.
 
     Never fails when others make or remove something there meanwhile.
     """

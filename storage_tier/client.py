@@ -148,7 +148,7 @@ class TierClient:
         made: grpc.Channel = self._given
         if self._server is not None:
             made = channel(*self._server, token=self._token, tls=self._tls)
-        mine = _Connection(made, tier_pb2_grpc.TierStub(made))  # type: ignore[no-untyped-call]
+        mine = _Connection(made, tier_pb2_grpc.TierStub(made))
         # No lock: one held by another thread at a fork would stay held in the child.
         connection = self._connections.setdefault(pid, mine)
         if connection is not mine and self._given is None:

@@ -176,8 +176,8 @@ def _in_each_lane(code: Code, value: Value, vector: ir.VectorType) -> Value:
 def _present(code: Code, left: Value) -> Value:
     """The mask of the lanes of a short line that exist.
 
-    A copy by way of the stack would need no mask; but it is a call, around which nothing stays in registers, and
-    costs a sweep 15 %.
+    A copy by way of the stack would need no mask; but it is a call, around which nothing stays in registers,
+    and costs a sweep 15 %.
     """
     lanes = ir.Constant(_LANES, list(range(LINE_FLOATS)))
     return code.icmp_signed("<", lanes, _in_each_lane(code, code.trunc(left, _I32), _LANES))

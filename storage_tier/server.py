@@ -157,7 +157,7 @@ class TierService(tier_pb2_grpc.TierServicer):
 
     def register(self, server: grpc.Server) -> None:
         """For `RpcServer.add(service.register, service.NAME)`."""
-        tier_pb2_grpc.add_TierServicer_to_server(self, server)  # type: ignore[no-untyped-call]
+        tier_pb2_grpc.add_TierServicer_to_server(self, server)
 
     def _header(self) -> tier_pb2.ResponseHeader:
         return tier_pb2.ResponseHeader(server_id=self._tier.server_id, epoch=self._tier.epoch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -249,18 +250,34 @@ def _link(fd: int, root: Path, path: str) -> None:
 
 
 def why_taken(root: Path, path: str) -> str | None:
-    """Why a block cannot get this name, as a sentence; None when it can. Empty directories are in nobody's way."""
+    """Why a block cannot get this name, as a sentence; None when it can.
+
+    Empty directories are in nobody's way. Each name is looked at once: others make and remove them meanwhile.
+    """
     file = block_file(root, path)
-    if file.is_dir() and not file.is_symlink():
+    mode = _mode(file)
+    if mode is not None and stat.S_ISDIR(mode):
         return f"{path} cannot be a block: there are blocks below it" if any(walk_files(file)) else None
-    if os.path.lexists(file):
+    if mode is not None:
         return f"{path} exists already, and a block never changes: delete it first, or choose another path"
     for parent in file.parents:
         if parent == root:
             break
-        if os.path.lexists(parent) and not parent.is_dir():
+        mode = _mode(parent)
+        if mode is not None and not stat.S_ISDIR(mode):
             return f"{path} cannot be made: /{parent.relative_to(root)} is a block"
     return None
+
+
+def _mode(file: Path) -> int | None:
+    try:
+        return file.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InvalidPath(f"{file} is too long for the file system") from None
+        raise
 
 
 def _not_a_buffer(found: object) -> str:

@@ -16,6 +16,7 @@ import json
 import os
 import pkgutil
 import platform
+import random
 import subprocess
 import sys
 import time
@@ -123,22 +124,23 @@ def take_turns(
 ) -> dict[str, tuple[float, ...]]:
     """Seconds of each call, by contestant: a sample a round, the first `warm_up` rounds thrown away.
 
-    Who begins changes from round to round. The garbage collector rests meanwhile.
+    Each round has an order of its own, drawn at random: a neighbour leaves the caches full of what is his, and
+    nobody should always run after the same one. The garbage collector rests meanwhile.
 
     Args:
-        contestants: in the order in which they take turns.
+        contestants: who takes turns.
         rounds: samples of each that are kept.
         warm_up: rounds before, for what happens only once: compiling, first touch of memory.
         clock: seconds; `time.thread_time` where a call is one thread's work and never waits: then who is
             interrupted by another process is not charged for it.
     """
     samples: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
+    order = random.Random(1)
     collecting = gc.isenabled()
     gc.disable()
     try:
         for number in range(warm_up + rounds):
-            first = number % len(contestants)
-            for contestant in (*contestants[first:], *contestants[:first]):
+            for contestant in order.sample(contestants, len(contestants)):
                 if contestant.prepare is not None:
                     contestant.prepare()
                 start = clock()

@@ -135,8 +135,8 @@ class LocalSpark:
 
     def _start(self, slots: int, memory: str) -> SparkSession:
         (self._dir / "log4j2.properties").write_text(LOG4J)
-        # It lives for one training, and the work is done in Python: what the optimizing compiler and a parallel
-        # collector cost at the start (a third of all its processor time) they never bring in again.
+        # It lives for one training, and the work is done in Python: what the optimizing compiler and a
+        # parallel collector cost (a third of all its processor time) they never bring in again.
         java_options = (
             f"-Dlog4j2.configurationFile={self._dir / 'log4j2.properties'} "
             "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"

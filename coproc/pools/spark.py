@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -97,14 +96,18 @@ def run_job(
 
     def collect() -> None:
         try:
-            # Tags belong to the thread: this one's job can be cancelled without touching any other.
-            session.addTag(tag)
+            # Tags belong to the thread: its job can be cancelled without touching any other.
+            add_tag(tag)
             outcome.put(job())
         except BaseException as error:  # raised again in the caller's thread, below
             outcome.put(error)
 
+    add_tag, cancel = tagging(session)
     with quiet():
-        thread = threading.Thread(target=collect, name="spark-job", daemon=True)
+        from pyspark.util import InheritableThread
+
+        # It gives its connection to the JVM back when it ends; a thread of Python's own would keep it.
+        thread = InheritableThread(target=collect, session=session, name="spark-job", daemon=True)
         thread.start()
         stopped = False
         try:
@@ -112,10 +115,10 @@ def run_job(
                 thread.join(LOOK_S)
                 if stop() and not stopped:
                     stopped = True
-                    session.interruptTag(tag)
+                    cancel(tag)
         except BaseException:
             with contextlib.suppress(Exception):  # the one that is on its way says more
-                session.interruptTag(tag)
+                cancel(tag)
             thread.join(CANCEL_GRACE_S)
             raise
     result = outcome.get()
@@ -124,6 +127,16 @@ def run_job(
     if stopped:
         return []
     raise sentence(result) from None
+
+
+def tagging(session: SparkSession) -> tuple[Callable[[str], object], Callable[[str], object]]:
+    """(tag the jobs of this thread, cancel the jobs with a tag) of a session."""
+    try:
+        context = session.sparkContext
+    except Exception:  # Spark Connect, which has no context
+        return session.addTag, session.interruptTag
+    # A classic session's own tags do not reach mapInArrow (Spark 4.3); those of its jobs do.
+    return context.addJobTag, context.cancelJobsWithTag
 
 
 def sentence(error: BaseException) -> BaseException:

@@ -17,7 +17,7 @@ from coproc.errors import ConfigError, DataError, ServerError
 from coproc.modes.base import ExchangeSpec
 from coproc.pools.base import failure_in, failure_text, python_path, require_slots
 from coproc.pools.inline import InlinePool
-from coproc.pools.processes import Child, ProcessPool
+from coproc.pools.processes import ProcessPool
 from coproc.worker import DataSpec, WorkerReport, WorkerTask
 from storage_tier.errors import Unreachable
 
