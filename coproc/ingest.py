@@ -185,9 +185,14 @@ def ingest_frame(
         partitions_count
     )
     found = run_job(dealt, partition_body(destination, columns, origin), FACT_COLUMNS)
-    facts = {each.partition: each for each in (PartitionFacts(**json.loads(row["facts"])) for row in found)}
+    answers = {int(row["partition"]): json.loads(row["facts"]) for row in found}
+    for number in sorted(answers):
+        if "refused" in answers[number]:
+            raise DataError(answers[number]["refused"])
+    facts = {number: PartitionFacts(**answer) for number, answer in answers.items()}
     _require_enough(sum(each.rows for each in facts.values()), partitions_count, origin)
-    return _ingested(destination, columns, origin, [facts[number] for number in range(partitions_count)])
+    # Of a frame that Spark knows to be empty it runs no task: then there are no facts at all.
+    return _ingested(destination, columns, origin, [facts[number] for number in sorted(facts)])
 
 
 def read_parquet(session: SparkSession, path: str | os.PathLike[str]) -> DataFrame:
@@ -289,16 +294,22 @@ def partition_body(destination: Destination, columns: ColumnPlan, origin: str) -
         assert context is not None
         partition = context.partitionId()
         kept = [batch for batch in batches if batch.num_rows]
-        rows = _read_tracked(kept, columns, partition, origin)
-        if kept:
-            keys = np.concatenate([batch.column(ORDER_COLUMN).to_numpy() for batch in kept])
-            order: NDArray[np.intp] = np.argsort(keys, kind="stable")
-            rows = Rows(rows.features[order], rows.labels[order])
-        with destination.open() as tier:
-            metadata = put_partition(tier, destination.path(partition), rows, origin)
-        facts = json.dumps(asdict(PartitionFacts.of(partition, rows, metadata)))
+        try:
+            rows = _read_tracked(kept, columns, partition, origin)
+            if kept:
+                keys = np.concatenate([batch.column(ORDER_COLUMN).to_numpy() for batch in kept])
+                order: NDArray[np.intp] = np.argsort(keys, kind="stable")
+                rows = Rows(rows.features[order], rows.labels[order])
+            with destination.open() as tier:
+                metadata = put_partition(tier, destination.path(partition), rows, origin)
+            facts = asdict(PartitionFacts.of(partition, rows, metadata))
+        except DataError as error:
+            # An answer and no exception: Spark would read the same bad rows three times more.
+            facts = {"refused": str(error)}
         schema = pa.schema([("partition", pa.int64()), ("facts", pa.string())])
-        yield pa.RecordBatch.from_pylist([{"partition": partition, "facts": facts}], schema=schema)
+        yield pa.RecordBatch.from_pylist(
+            [{"partition": partition, "facts": json.dumps(facts)}], schema=schema
+        )
 
     return body
 

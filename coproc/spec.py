@@ -18,6 +18,19 @@ from coproc.shared.published import Published
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
+def check_name(name: object) -> str:
+    """A model's name, if it can be one: it becomes the name of a directory.
+
+    Raises:
+        ConfigError: anything but 1 to 128 letters, digits, dots, dashes and underscores, a letter or digit first.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"a model's name is 1 to 128 letters, digits, dots, dashes or underscores, not {name!r:.200}"
+        )
+    return name
+
+
 @dataclass(frozen=True)
 class ShardPlace:
     """Where a contiguous range [lo, hi) of the flat vector is stored and descended."""
@@ -47,10 +60,7 @@ class ModelSpec:
     shards: tuple[ShardPlace, ...] = ()
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise ConfigError(
-                f"a model's name is 1 to 128 letters, digits, dots, dashes or underscores, not {self.name!r}"
-            )
+        check_name(self.name)
         if not 1 <= self.slots <= 64:
             raise ConfigError(f"slots must be 1 to 64, not {self.slots}")
         if not 2 <= self.buffers <= 16:
@@ -109,5 +119,7 @@ class ModelSpec:
                 home=str(raw["home"]),
                 shards=tuple(ShardPlace(**place) for place in raw["shards"]),
             )
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+            if isinstance(error, ConfigError):
+                raise
             raise ConfigError(f"not the description of a model: {type(error).__name__} {error}") from None

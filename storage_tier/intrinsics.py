@@ -163,6 +163,15 @@ def _place(
     return address, code.sub(struct.nitems, first)
 
 
+def _is_streamed(how_type: types.Type) -> bool:
+    """None: lines may be short, stores are plain. An int: all lines are whole, stores go past the caches.
+
+    Told by the *type*, so that one source gives two kernels, both found in numba's cache. Whether a line is
+    whole is a branch for each load and store; large rows are worth a kernel without it.
+    """
+    return isinstance(how_type, types.Integer)
+
+
 def _is_whole(code: Code, left: Value) -> Value:
     return code.icmp_signed(">=", left, ir.Constant(left.type, LINE_FLOATS))
 
@@ -188,8 +197,12 @@ def _call(code: Code, name: str, result: ir.Type, *args: Value) -> Value:
     return code.call(cgutils.get_or_insert_function(code.module, kind, name), args)
 
 
-def _load(context: Context, code: Code, row_type: types.Type, row: Value, line: Value) -> Value:
+def _load(
+    context: Context, code: Code, row_type: types.Type, row: Value, line: Value, how_type: types.Type
+) -> Value:
     address, left = _place(context, code, row_type, row, line)
+    if _is_streamed(how_type):
+        return code.load(address, align=4)
     with code.if_else(_is_whole(code, left), likely=True) as (then, otherwise):
         with then:
             whole, after_whole = code.load(address, align=4), code.block
@@ -205,15 +218,19 @@ def _load(context: Context, code: Code, row_type: types.Type, row: Value, line: 
 
 
 @intrinsic
-def get_line(_typing: Any, row: types.Type, line: types.Type) -> tuple[Any, Emit] | None:
-    """Load line `line` of a float32 row; lanes beyond the row's end are 0. The index is not checked."""
+def get_line(_typing: Any, row: types.Type, line: types.Type, how: types.Type) -> tuple[Any, Emit] | None:
+    """Load line `line` of a float32 row. The index is not checked.
+
+    Where `how` is None the line may be short, and lanes beyond the row's end are 0; where it is an int the
+    line is whole.
+    """
     if not _is_row(row):
         return None
 
     def emit(context: Context, code: Code, sig: Any, args: tuple[Value, ...]) -> Value:
-        return _load(context, code, sig.args[0], *args)
+        return _load(context, code, sig.args[0], args[0], args[1], sig.args[2])
 
-    return line_type(row, types.intp), emit
+    return line_type(row, types.intp, how), emit
 
 
 @intrinsic
@@ -222,21 +239,21 @@ def put_line(
 ) -> tuple[Any, Emit] | None:
     """Store line `line` of a float32 row: plainly where `how` is None, past the caches where it is an int.
 
-    Chosen by the *type* of `how`, so that one source gives two kernels, both found in numba's cache. A
-    streamed row must start at a multiple of 64 bytes, which is the caller's to check, and needs a `fence`
-    before others may look. The index is not checked.
+    The index is not checked. A streamed row must start at a multiple of 64 bytes and have whole lines only,
+    which is the caller's to check; it needs a `fence` before others may look.
     """
     if not _is_row(row) or not row.mutable or value != line_type:
         return None
-    streamed = not isinstance(how, types.NoneType)
 
     def emit(context: Context, code: Code, sig: Any, args: tuple[Value, ...]) -> Value:
         address, left = _place(context, code, sig.args[0], args[0], args[1])
+        if _is_streamed(sig.args[3]):
+            store = code.store(args[2], address, align=64)
+            store.set_metadata("nontemporal", code.module.add_metadata([ir.Constant(_I32, 1)]))
+            return context.get_dummy_value()
         with code.if_else(_is_whole(code, left), likely=True) as (then, otherwise):
             with then:
-                store = code.store(args[2], address, align=64 if streamed else 4)
-                if streamed:
-                    store.set_metadata("nontemporal", code.module.add_metadata([ir.Constant(_I32, 1)]))
+                code.store(args[2], address, align=4)
             with otherwise:
                 align, mask = ir.Constant(_I32, 4), _present(code, left)
                 _call(code, "llvm.masked.store.v16f32.p0", ir.VoidType(), args[2], address, align, mask)
@@ -247,12 +264,12 @@ def put_line(
 
 @intrinsic
 def weighted_sum_line(
-    _typing: Any, rows: types.Type, weights: types.Type, line: types.Type
+    _typing: Any, rows: types.Type, weights: types.Type, line: types.Type, how: types.Type
 ) -> tuple[Any, Emit] | None:
-    """``weights[0] * rows[0] + weights[1] * rows[1] + ...`` of one line, from left to right, without a loop.
+    """``weights[0] * rows[0] + weights[1] * rows[1] + ...`` of one line, summed from left to right.
 
-    Unrolled here: left to the optimiser, a loop over more than a few rows stays a jump table an element (200
-    times slower).
+    `how` as in `get_line`. Unrolled here: left to the optimiser, a loop over more than a few rows stays a jump
+    table an element (200 times slower).
     """
     if not isinstance(rows, types.UniTuple) or not _is_row(rows.dtype):
         return None
@@ -262,12 +279,13 @@ def weighted_sum_line(
     def emit(context: Context, code: Code, sig: Any, args: tuple[Value, ...]) -> Value:
         total = None
         for i in range(len(sig.args[0])):
-            row = _load(context, code, sig.args[0].dtype, code.extract_value(args[0], i), args[2])
+            struct = code.extract_value(args[0], i)
+            row = _load(context, code, sig.args[0].dtype, struct, args[2], sig.args[3])
             term = code.fmul(_in_each_lane(code, code.extract_value(args[1], i), _VECTOR), row)
             total = term if total is None else code.fadd(total, term)
         return total
 
-    return line_type(rows, weights, types.intp), emit
+    return line_type(rows, weights, types.intp, how), emit
 
 
 def _teach_operator(operation: Callable[..., Any], instruction: str) -> None:

@@ -124,8 +124,8 @@ def take_turns(
 ) -> dict[str, tuple[float, ...]]:
     """Seconds of each call, by contestant: a sample a round, the first `warm_up` rounds thrown away.
 
-    Each round has an order of its own, drawn at random: a neighbour leaves the caches full of what is his, and
-    nobody should always run after the same one. The garbage collector rests meanwhile.
+    Each round has an order of its own, drawn at random: a neighbour leaves the caches full of what is his,
+    and nobody should always run after the same one. The garbage collector rests meanwhile.
 
     Args:
         contestants: who takes turns.

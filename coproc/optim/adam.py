@@ -76,10 +76,10 @@ def sweep_adam(
     params, first, second = front
     next_params, next_first, next_second = back
     for line in range(lines(params)):
-        p, m, v = get(params, line), get(first, line), get(second, line)
+        p, m, v = get(params, line, how), get(first, line, how), get(second, line, how)
         for k in range(len(gradients)):
             beta1, rest1, beta2, rest2, epsilon, rate, root = constants[k]
-            g = weighted_sum(gradients[k], weights[k], line)
+            g = weighted_sum(gradients[k], weights[k], line, how)
             m = beta1 * m + rest1 * g
             v = beta2 * v + rest2 * (g * g)
             p = p - rate * m / (np.sqrt(v) * root + epsilon)

@@ -6,10 +6,10 @@ An optimizer is one file of this folder with one frozen dataclass and one functi
     def sweep_sgd(gradients, weights, constants, front, back, how):
         (params,), (next_params,) = front, back
         for line in range(lines(params)):
-            p = get(params, line)
+            p = get(params, line, how)
             for k in range(len(gradients)):
                 (rate,) = constants[k]
-                p = p - rate * weighted_sum(gradients[k], weights[k], line)
+                p = p - rate * weighted_sum(gradients[k], weights[k], line, how)
             put(next_params, line, p, how)
 
 It reads the front (parameters, then the state rows), writes the back, and never anything else:
@@ -20,7 +20,7 @@ It reads the front (parameters, then the state rows), writes the back, and never
     constants   tuple over updates of what `Optimizer.constants` gives
     front       (params, *state), float32 (n,) each
     back        the same, other buffers; or the front itself: then the sweep is in place
-    how         handed on to `put`
+    how         handed on to `get`, `put` and `weighted_sum`
 
 A line is sixteen floats, so the state stays in registers for all updates. Arithmetic is + - * / and
 `np.sqrt`, all of it in float32: a number that is not among the constants (a literal) would be float64 and is
@@ -66,21 +66,21 @@ def lines(row: Row) -> int:
     return -(-row.size // LINE_FLOATS)
 
 
-def get(row: Row, line: int) -> Row:
+def get(row: Row, line: int, how: int | None) -> Row:
     """A line of a row, by value."""
     return row[line * LINE_FLOATS : (line + 1) * LINE_FLOATS].copy()
 
 
 def put(row: Row, line: int, value: Row, how: int | None) -> None:
-    """Store a line: plainly if `how` is None, past the caches if it is an int (compiled code only)."""
+    """Store a line. Compiled: plainly if `how` is None; past the caches if it is an int, whole lines only."""
     row[line * LINE_FLOATS : (line + 1) * LINE_FLOATS] = value
 
 
-def weighted_sum(rows: tuple[Row, ...], weights: Constants, line: int) -> Row:
+def weighted_sum(rows: tuple[Row, ...], weights: Constants, line: int, how: int | None) -> Row:
     """``weights[0] * rows[0] + weights[1] * rows[1] + ...`` of a line, summed from left to right."""
-    total = weights[0] * get(rows[0], line)
+    total = weights[0] * get(rows[0], line, how)
     for row, weight in zip(rows[1:], weights[1:], strict=True):
-        total = total + weight * get(row, line)
+        total = total + weight * get(row, line, how)
     return total
 
 

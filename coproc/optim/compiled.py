@@ -89,7 +89,7 @@ def apply(
     Raises:
         ValueError: buffers that do not fit together, or a streamed back that is not aligned.
     """
-    size = _checked_size(gradients, weights, constants, front, back)
+    _check(gradients, weights, constants, front, back)
     if streamed:
         for row in back:
             if beyond := row.ctypes.data % _ALIGN_BYTES:
@@ -97,11 +97,10 @@ def apply(
                     f"a streamed sweep needs rows that start at a multiple of {_ALIGN_BYTES} bytes, and one "
                     f"starts {beyond} bytes after one: allocate it aligned, or do not stream"
                 )
-    how = _STREAMED if streamed else None
     if sum(map(len, gradients)) <= GRADIENTS_AT_ONCE:
-        sweep(gradients, weights, constants, front, back, how)
+        _pass(sweep, gradients, weights, constants, front, back, streamed)
     else:
-        _apply_large_round(sweep, gradients[0], weights[0], constants, front, back, scratch, how, size)
+        _large_round(sweep, gradients[0], weights[0], constants, front, back, scratch, streamed)
     if streamed:
         _compiled(_finish_streaming)()
 
@@ -114,13 +113,14 @@ def warm(optimizer: Optimizer, counts: Iterable[tuple[int, int]], streamed: bool
         streamed: as `apply` will be called.
     """
     sweep = compile_sweep(optimizer)
+    size = base.LINE_FLOATS + 1  # a whole line and a short one: all that a pass can meet
     scratch = aligned_row(4 * base.LINE_FLOATS)
     constants = optimizer.constants(1, optimizer.learning_rate)
     front, back = (
-        tuple([aligned_row(1) for _ in range(1 + len(optimizer.state_rows))]) for _ in ("front", "back")
+        tuple([aligned_row(size) for _ in range(1 + len(optimizer.state_rows))]) for _ in ("front", "back")
     )
     for updates, members in counts:
-        gradients = ((aligned_row(1),) * members,) * updates
+        gradients = ((aligned_row(size),) * members,) * updates
         weights = ((np.float32(1),) * members,) * updates
         apply(sweep, gradients, weights, (constants,) * updates, front, back, scratch, streamed)
 
@@ -146,14 +146,14 @@ def aligned_row(size: int) -> Row:
 # ---- buffers
 
 
-def _checked_size(
+def _check(
     gradients: Gradients,
     weights: Weights,
     constants: tuple[Constants, ...],
     front: tuple[Row, ...],
     back: tuple[Row, ...],
-) -> int:
-    """n, if all buffers have it: compiled code checks nothing, and would write beyond a shorter one."""
+) -> None:
+    """Refuse what does not fit together: compiled code checks nothing, and would write beyond a short row."""
     if not front or not gradients or not all(gradients):
         raise ValueError("a sweep needs a front, and at least one gradient in each update")
     if len(front) != len(back):
@@ -179,10 +179,41 @@ def _checked_size(
     for row in back:
         if not row.flags.writeable:
             raise ValueError("the back of a sweep must be writable")
-    return size
 
 
-def _apply_large_round(
+# ---- passes
+
+
+def _pass(
+    sweep: CompiledSweep,
+    gradients: Gradients,
+    weights: Weights,
+    constants: tuple[Constants, ...],
+    front: tuple[Row, ...],
+    back: tuple[Row, ...],
+    streamed: bool,
+) -> None:
+    """All rows once. Only whole lines are streamed; the short one at the end is stored plainly."""
+    size = front[0].size
+    whole = size // base.LINE_FLOATS * base.LINE_FLOATS if streamed else 0
+    if whole == size:
+        sweep(gradients, weights, constants, front, back, _STREAMED)
+        return
+    if whole:
+        lines = slice(0, whole)
+        parts = tuple([_cut(members, lines) for members in gradients])
+        sweep(parts, weights, constants, _cut(front, lines), _cut(back, lines), _STREAMED)
+        rest = slice(whole, size)
+        gradients = tuple([_cut(members, rest) for members in gradients])
+        front, back = _cut(front, rest), _cut(back, rest)
+    sweep(gradients, weights, constants, front, back, None)
+
+
+def _cut(rows: tuple[Row, ...], part: slice) -> tuple[Row, ...]:
+    return tuple([row[part] for row in rows])
+
+
+def _large_round(
     sweep: CompiledSweep,
     members: tuple[Row, ...],
     weights: Constants,
@@ -190,8 +221,7 @@ def _apply_large_round(
     front: tuple[Row, ...],
     back: tuple[Row, ...],
     scratch: Row,
-    how: int | None,
-    size: int,
+    streamed: bool,
 ) -> None:
     """A round of more than 8, range by range: sums of 8 go through the scratch, still from left to right."""
     chunk = scratch.size // 2 // base.LINE_FLOATS * base.LINE_FLOATS
@@ -202,19 +232,18 @@ def _apply_large_round(
         )
     halves = scratch[:chunk], scratch[chunk : 2 * chunk]
     add = _compiled(_sum_members)
-    one = np.float32(1)
+    one, size = np.float32(1), front[0].size
     for start in range(0, size, chunk):
-        cut = slice(start, min(start + chunk, size))
-        length = cut.stop - cut.start
-        rows, shares = tuple([row[cut] for row in members]), weights
+        part = slice(start, min(start + chunk, size))
+        length = part.stop - part.start
+        rows, shares = _cut(members, part), weights
         target, other = halves
         while len(rows) > GRADIENTS_AT_ONCE:
             add(rows[:GRADIENTS_AT_ONCE], shares[:GRADIENTS_AT_ONCE], target[:length])
             rows = (target[:length], *rows[GRADIENTS_AT_ONCE:])
             shares = (one, *shares[GRADIENTS_AT_ONCE:])
             target, other = other, target
-        fronts, backs = tuple([row[cut] for row in front]), tuple([row[cut] for row in back])
-        sweep((rows,), (shares,), constants, fronts, backs, how)
+        _pass(sweep, (rows,), (shares,), constants, _cut(front, part), _cut(back, part), streamed)
 
 
 # ---- compiled here
@@ -222,7 +251,7 @@ def _apply_large_round(
 
 def _sum_members(rows: tuple[Row, ...], weights: Constants, out: Row) -> None:
     for line in range(base.lines(out)):
-        base.put(out, line, base.weighted_sum(rows, weights, line), None)
+        base.put(out, line, base.weighted_sum(rows, weights, line, None), None)
 
 
 def _finish_streaming() -> None:
@@ -284,16 +313,16 @@ def _teach_numba() -> None:
         return lambda row: (row.size + line_floats - 1) // line_floats
 
     @overload(base.get, strict=False)
-    def get(row: Any, line: Any) -> Callable[..., Any]:
-        return lambda row, line: compiled.get_line(row, line)
+    def get(row: Any, line: Any, how: Any) -> Callable[..., Any]:
+        return lambda row, line, how: compiled.get_line(row, line, how)
 
     @overload(base.put, strict=False)
     def put(row: Any, line: Any, value: Any, how: Any) -> Callable[..., Any]:
         return lambda row, line, value, how: compiled.put_line(row, line, value, how)
 
     @overload(base.weighted_sum, strict=False)
-    def weighted_sum(rows: Any, weights: Any, line: Any) -> Callable[..., Any]:
-        return lambda rows, weights, line: compiled.weighted_sum_line(rows, weights, line)
+    def weighted_sum(rows: Any, weights: Any, line: Any, how: Any) -> Callable[..., Any]:
+        return lambda rows, weights, line, how: compiled.weighted_sum_line(rows, weights, line, how)
 
     @overload(_fence, strict=False)
     def fence() -> Callable[..., Any]:

@@ -62,10 +62,10 @@ def sweep_momentum(
     params, velocity = front
     next_params, next_velocity = back
     for line in range(lines(params)):
-        p, v = get(params, line), get(velocity, line)
+        p, v = get(params, line, how), get(velocity, line, how)
         for k in range(len(gradients)):
             rate, momentum, of_g, of_v = constants[k]
-            g = weighted_sum(gradients[k], weights[k], line)
+            g = weighted_sum(gradients[k], weights[k], line, how)
             v = momentum * v + g
             p = p - rate * (of_g * g + of_v * v)
         put(next_params, line, p, how)

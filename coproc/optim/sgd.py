@@ -52,9 +52,9 @@ def sweep_sgd(
     (params,) = front
     (next_params,) = back
     for line in range(lines(params)):
-        p = get(params, line)
+        p = get(params, line, how)
         for k in range(len(gradients)):
             rate, decay = constants[k]
-            g = weighted_sum(gradients[k], weights[k], line)
+            g = weighted_sum(gradients[k], weights[k], line, how)
             p = p - rate * (g + decay * p)
         put(next_params, line, p, how)

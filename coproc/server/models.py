@@ -23,12 +23,16 @@ from coproc.shared import control as ctl
 from coproc.shared import published as pub
 from coproc.shared.control import Control
 from coproc.shared.published import Published
-from coproc.spec import ModelSpec
+from coproc.spec import ModelSpec, check_name
+from storage_tier.errors import TierError
 from storage_tier.host import write_whole
 from storage_tier.regions import file_bytes
 from storage_tier.tier import Tier
 
 log = logging.getLogger(__name__)
+
+FIRST = "first"
+"""Name of the file of first parameters, while a model is being created."""
 
 
 class Models:
@@ -74,6 +78,9 @@ class Models:
                 self._tier.budget.release(str(path))
         control.region.close()
 
+    def _home(self, name: str) -> Path:
+        return self._directory / check_name(name)
+
     @staticmethod
     def _mine(spec: ModelSpec, home: Path) -> list[int]:
         return [n for n, place in enumerate(spec.shards) if Path(place.path).parent == home]
@@ -90,7 +97,7 @@ class Models:
             ModelExists: the name is taken on this server.
             OutOfMemory: no room.
         """
-        home = self._directory / spec.name
+        home = self._home(spec.name)
         with self._lock:
             if spec.name in self._engines:
                 raise ModelExists(
@@ -104,7 +111,7 @@ class Models:
         try:
             self._tier.budget.charge(str(spec.control_path), file_bytes(Control.size_bytes()))
             Control.create(spec.control_path, self._tier.epoch).region.close()
-            first = home / "first"
+            first = home / FIRST
             params.tofile(first)
         except BaseException:
             self.abandon(spec.name)
@@ -118,8 +125,8 @@ class Models:
             Unsupported: the sequencer's memory is not on this host.
             OutOfMemory: no room.
         """
-        home = self._directory / spec.name
-        if not spec.control_path.exists() or not params_path.exists():
+        home = self._home(spec.name)
+        if not _is_sequencers(spec, params_path):
             raise Unsupported(
                 f"server {server} cannot see the memory of model {spec.name!r} at {spec.home}: shards of one model on "
                 "several hosts are not supported yet; use servers of one host"
@@ -150,8 +157,8 @@ class Models:
 
     def activate(self, spec: ModelSpec) -> Engine:
         """Begin to serve. From here on the model exists, also after a restart."""
-        home = self._directory / spec.name
-        (home / "first").unlink(missing_ok=True)
+        home = self._home(spec.name)
+        (home / FIRST).unlink(missing_ok=True)
         write_whole(home / "spec.json", spec.to_json().encode())
         engine = Engine(spec, self._mine(spec, home), self._tier.budget)
         with self._lock:
@@ -160,7 +167,7 @@ class Models:
 
     def abandon(self, name: str) -> None:
         """Remove what `begin` or `make_shards` made. Nothing if there is nothing."""
-        home = self._directory / name
+        home = self._home(name)
         for file in home.rglob("*"):
             self._tier.budget.release(str(file))
         shutil.rmtree(home, ignore_errors=True)
@@ -196,7 +203,7 @@ class Models:
         for shard in engine.shards:
             shard.words.ring(pub.BELL)
         engine.close()
-        home = self._directory / name
+        home = self._home(name)
         files = list(home.rglob("*"))
         shutil.rmtree(home, ignore_errors=True)
         for file in files:
@@ -204,13 +211,24 @@ class Models:
 
     def memory_bytes(self, engine: Engine) -> int:
         """What a model takes of this server's budget."""
-        home = self._directory / engine.spec.name
+        home = self._home(engine.spec.name)
         return sum(file.stat().st_size for file in home.rglob("*") if file.is_file())
 
     def close(self) -> None:
         """Stop all engines; the models stay in memory for the next server."""
         for engine in self.all():
             engine.close()
+
+
+def _is_sequencers(spec: ModelSpec, params_path: Path) -> bool:
+    """Whether the sequencer's control region and file of first parameters are in reach, and are what they should be."""
+    if params_path != Path(spec.home) / FIRST or not params_path.is_file():
+        return False
+    try:
+        Control.open(spec.control_path).region.close()
+    except TierError:
+        return False
+    return True
 
 
 def _is_deleted(spec: ModelSpec) -> bool:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from coproc import probe
+from storage_tier.errors import CorruptRegion
 from storage_tier.regions import Region, align
 from storage_tier.words import WORD_CODE
 
@@ -121,9 +122,13 @@ class Control:
         """Map the region of an existing model.
 
         Raises:
-            RegionNotFound, CorruptRegion: as `Region.open`.
+            RegionNotFound, CorruptRegion: as `Region.open`, or the region of something else.
         """
-        return cls(Region.open(path, populate=True))
+        region = Region.open(path, populate=True)
+        if region.kind != "control" or region.size_bytes != cls.size_bytes():
+            region.close()
+            raise CorruptRegion(f"{path} is a region of kind {region.kind!r}, not a model's control region")
+        return cls(region)
 
     @property
     def epoch(self) -> int:

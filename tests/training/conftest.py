@@ -21,6 +21,7 @@ import pytest
 from coproc.errors import LeaseExpired, PushRejected, Timeout
 from coproc.ingest import Destination
 from coproc.pools.session import LocalSpark
+from coproc.pools.spark import SparkPool
 
 
 @dataclass(frozen=True)
@@ -199,5 +200,7 @@ def destination(tier_address):
 def spark():
     """One embedded Spark with 2 task slots."""
     local = LocalSpark(2, memory="1g")
+    # The first job opens connections that the session keeps: they are the fixture's, not the first test's.
+    SparkPool(local.session).map_in_arrow(local.session.range(2), lambda batches: batches, "id long")
     yield local.session
     local.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -119,18 +121,23 @@ def test_bad_rows_are_named_by_their_place_in_the_file(spark, pool, destination,
 
 
 def test_bad_data_gets_a_sentence(spark, pool, destination, tmp_path):
+    runs = itertools.count()
+
+    def fresh():
+        return replace(destination, run=f"{destination.run}-{next(runs)}")
+
     with pytest.raises(DataError, match="there is no column 'c'; the columns are 'a', 'b', 'label'"):
-        ingest(frame_of(spark), destination, pool, features=["a", "c"])
+        ingest(frame_of(spark), fresh(), pool, features=["a", "c"])
     with pytest.raises(DataError, match=r"partition \d of the DataFrame: column 'b' is null"):
-        ingest(frame_of(spark, 20, (3, (0.5, None, 1))), destination, pool, features=["a", "b"])
+        ingest(frame_of(spark, 20, (3, (0.5, None, 1))), fresh(), pool, features=["a", "b"])
     with pytest.raises(DataError, match="text"):
-        ingest(spark.createDataFrame([("x", 1)], "features string, label int"), destination, pool)
+        ingest(spark.createDataFrame([("x", 1)], "features string, label int"), fresh(), pool)
     with pytest.raises(DataError, match="every label in column 'label' of the DataFrame is 1"):
-        ingest(frame_of(spark).filter("label = 1"), destination, pool, features=["a", "b"])
+        ingest(frame_of(spark).filter("label = 1"), fresh(), pool, features=["a", "b"])
     with pytest.raises(DataError, match="2 rows for 3 workers"):
-        ingest(frame_of(spark, 2), destination, pool, features=["a", "b"], partitions_count=3)
+        ingest(frame_of(spark, 2), fresh(), pool, features=["a", "b"], partitions_count=3)
     with pytest.raises(DataError, match="the DataFrame has no rows"):
-        ingest(frame_of(spark).limit(0), destination, pool, features=["a", "b"])
+        ingest(frame_of(spark).limit(0), fresh(), pool, features=["a", "b"])
     with pytest.raises(DataError, match="there is no file or folder"):
         read_parquet(spark, tmp_path / "nowhere.parquet")
     (tmp_path / "words.parquet").write_text("words")
