@@ -268,8 +268,8 @@ def weighted_sum_line(
 ) -> tuple[Any, Emit] | None:
     """``weights[0] * rows[0] + weights[1] * rows[1] + ...`` of one line, summed from left to right.
 
-    `how` as in `get_line`. Unrolled here: left to the optimiser, a loop over more than a few rows stays a jump
-    table an element (200 times slower).
+    `how` as in `get_line`. Unrolled here: left to the optimiser, a loop over more than a few rows stays a
+    jump table an element (200 times slower).
     """
     if not isinstance(rows, types.UniTuple) or not _is_row(rows.dtype):
         return None

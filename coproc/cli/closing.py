@@ -44,7 +44,7 @@ def _next(result: Result, config: TrainConfig, demo: bool, validated: bool) -> l
     """What is worth trying, by what was just done."""
     lines = ["Try next:"]
     if demo:
-        lines.append("  coproc train --consistency asp            the same without waiting for each other")
+        lines.append("  coproc train --consistency ssp            the same, with workers up to 4 steps apart")
         lines.append(
             "  coproc train YOUR.parquet --features COLUMNS --label COLUMN --validation OTHER.parquet"
         )

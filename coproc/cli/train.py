@@ -69,6 +69,9 @@ def train(
     learning_rate: Annotated[
         float | None, typer.Option(help="Step size (default: 0.001 for adam, adamw).", rich_help_panel=_HOW)
     ] = None,
+    schedule: Annotated[
+        str, typer.Option(help="Learning rate by epoch: linear, cosine, constant.", rich_help_panel=_HOW)
+    ] = "linear",
     consistency: Annotated[
         str,
         typer.Option(help="bsp (synchronous), ssp (bounded), asp (asynchronous).", rich_help_panel=_HOW),
@@ -125,6 +128,7 @@ def train(
         "batch_size": batch_size,
         "optimizer": optimizer,
         "learning_rate": learning_rate,
+        "schedule": schedule,
         "consistency": consistency,
         "bound": bound,
         "n_send": n_send,

@@ -182,6 +182,10 @@ class Mode(Protocol):
         """One whole version that contains what was acknowledged before the call. A copy: it stays."""
         ...
 
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Descend with another learning rate from the next gradient on. Called between groups of tasks."""
+        ...
+
     def status(self) -> ModeStatus | None:
         """Counters of the run so far, or None where the mode has none. One round trip at most."""
         ...

@@ -70,6 +70,10 @@ class CoprocMode:
     def snapshot(self, *, timeout_s: float) -> Snapshot:
         return self.model.snapshot(timeout_s)
 
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """A record of the model's log: it takes effect at one version on all shards."""
+        self.model.set_learning_rate(learning_rate)
+
     def status(self) -> ModeStatus:
         """The server's counters. One round trip."""
         now = self.model.status()

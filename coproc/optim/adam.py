@@ -75,7 +75,7 @@ def sweep_adam(
 ) -> None:
     params, first, second = front
     next_params, next_first, next_second = back
-    for line in range(lines(params)):
+    for line in range(lines(params, how)):
         p, m, v = get(params, line, how), get(first, line, how), get(second, line, how)
         for k in range(len(gradients)):
             beta1, rest1, beta2, rest2, epsilon, rate, root = constants[k]

@@ -5,7 +5,7 @@ An optimizer is one file of this folder with one frozen dataclass and one functi
     @sweep
     def sweep_sgd(gradients, weights, constants, front, back, how):
         (params,), (next_params,) = front, back
-        for line in range(lines(params)):
+        for line in range(lines(params, how)):
             p = get(params, line, how)
             for k in range(len(gradients)):
                 (rate,) = constants[k]
@@ -20,7 +20,7 @@ It reads the front (parameters, then the state rows), writes the back, and never
     constants   tuple over updates of what `Optimizer.constants` gives
     front       (params, *state), float32 (n,) each
     back        the same, other buffers; or the front itself: then the sweep is in place
-    how         handed on to `get`, `put` and `weighted_sum`
+    how         handed on to these words
 
 A line is sixteen floats, so the state stays in registers for all updates. Arithmetic is + - * / and
 `np.sqrt`, all of it in float32: a number that is not among the constants (a literal) would be float64 and is
@@ -61,9 +61,9 @@ _OTHER_FILES = {"base", "compiled"}
 # ---- the words of a sweep; `compiled` gives them their meaning in compiled code
 
 
-def lines(row: Row) -> int:
-    """How many lines a row has; the last may be short."""
-    return -(-row.size // LINE_FLOATS)
+def lines(row: Row, how: int | None) -> int:
+    """How many lines a row has; the last may be short. If `how` is an int, how many whole lines."""
+    return -(-row.size // LINE_FLOATS) if how is None else row.size // LINE_FLOATS
 
 
 def get(row: Row, line: int, how: int | None) -> Row:
@@ -72,7 +72,7 @@ def get(row: Row, line: int, how: int | None) -> Row:
 
 
 def put(row: Row, line: int, value: Row, how: int | None) -> None:
-    """Store a line. Compiled: plainly if `how` is None; past the caches if it is an int, whole lines only."""
+    """Store a line. Compiled: plainly if `how` is None; past the caches if it is an int."""
     row[line * LINE_FLOATS : (line + 1) * LINE_FLOATS] = value
 
 

@@ -61,7 +61,7 @@ def sweep_momentum(
 ) -> None:
     params, velocity = front
     next_params, next_velocity = back
-    for line in range(lines(params)):
+    for line in range(lines(params, how)):
         p, v = get(params, line, how), get(velocity, line, how)
         for k in range(len(gradients)):
             rate, momentum, of_g, of_v = constants[k]

@@ -51,7 +51,7 @@ def sweep_sgd(
 ) -> None:
     (params,) = front
     (next_params,) = back
-    for line in range(lines(params)):
+    for line in range(lines(params, how)):
         p = get(params, line, how)
         for k in range(len(gradients)):
             rate, decay = constants[k]

@@ -7,6 +7,7 @@ at most 50 ms. Sweeps run without the interpreter lock.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from pathlib import Path
@@ -92,6 +93,7 @@ class Engine:
                 idle_since = now
                 continue
             if now - idle_since < SPIN_S:
+                os.sched_yield()
                 continue
             seen = general.load(ctl.BELL)
             general.store(ctl.SLEEPING, 1)

