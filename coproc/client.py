@@ -436,9 +436,10 @@ class Worker:
         """
         if examples < 1:
             raise ConfigError(f"examples must be at least 1, not {examples}; skip() commits a step without a gradient")
-        if grads is not None:
-            self.model.layout.fill(self._attempt.slot(timeout_s), grads)
-        return self._attempt.commit(self.next_step if step is None else step, examples, loss, timeout_s)
+        finite = grads is not None and self.model.layout.fill(self._attempt.slot(timeout_s), grads)
+        return self._attempt.commit(
+            self.next_step if step is None else step, examples, loss, timeout_s, finite=finite
+        )
 
     def skip(self, step: int | None = None, timeout_s: float = 30.0) -> Receipt:
         """Commit a step without a gradient, so that rounds go on: for shorter and empty partitions."""

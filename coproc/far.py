@@ -111,8 +111,13 @@ class FarWorker:
             self._buffer = np.zeros(self.spec.layout.size, np.float32)
         return self._buffer
 
-    def commit(self, step: int, examples: int, loss: float, timeout_s: float = 30.0) -> Receipt:
-        """Send the buffer as the gradient of `step`; returns when it is committed whole in the tier's memory."""
+    def commit(
+        self, step: int, examples: int, loss: float, timeout_s: float = 30.0, *, finite: bool = False
+    ) -> Receipt:
+        """Send the buffer as the gradient of `step`; returns when it is committed whole in the tier's memory.
+
+        Whether it is finite is looked at by the server, whatever `finite` says.
+        """
         deadline = time.monotonic() + timeout_s
 
         def call() -> pb.PushResponse:

@@ -201,6 +201,7 @@ def read_parquet(session: SparkSession, path: str | os.PathLike[str]) -> DataFra
     Raises:
         DataError: there is none, or it is no Parquet.
     """
+    from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
     from pyspark.sql import functions as sql
 
@@ -213,8 +214,10 @@ def read_parquet(session: SparkSession, path: str | os.PathLike[str]) -> DataFra
             sql.col("_metadata.file_name").alias(FILE_COLUMN),
             sql.col("_metadata.row_index").alias(ROW_COLUMN),
         )
-    except PySparkException as error:
-        raise DataError(f"{where} cannot be read as Parquet: {str(error).splitlines()[0][:200]}") from None
+    except (PySparkException, Py4JError) as error:
+        causes = re.findall(r"^Caused by: [\w.$]+: (.*)", str(error), re.MULTILINE)
+        cause = (causes or str(error).splitlines())[-1 if causes else 0]
+        raise DataError(f"{where} cannot be read as Parquet: {cause[:200]}") from None
 
 
 def open_table(

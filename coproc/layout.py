@@ -18,6 +18,9 @@ Flat = NDArray[np.float32]
 # A shard begins on a cache line, so that no two servers write to one line and streamed stores are aligned.
 SHARD_ALIGN = 16  # float32 elements = 64 bytes
 
+# 1 MiB: half of a core's second-level cache, and long enough for the copy to go past the caches.
+_PIECE = 1 << 18
+
 
 @dataclass(frozen=True)
 class ParamLayout:
@@ -67,8 +70,8 @@ class ParamLayout:
             raise ConfigError(f"a flat vector of shape ({self.size},) is needed, not {flat.shape}")
         return {name: flat[start:stop].reshape(shape) for name, start, stop, shape in self.ranges()}
 
-    def fill(self, flat: Flat, tensors: Mapping[str, NDArray[np.floating]]) -> None:
-        """Copy `tensors` into `flat` (P,), converted to float32.
+    def fill(self, flat: Flat, tensors: Mapping[str, NDArray[np.floating]]) -> bool:
+        """Copy `tensors` into `flat` (P,), converted to float32; whether all of it is finite.
 
         Raises:
             ConfigError: a name is missing or unknown, or a shape differs; `flat` is then untouched.
@@ -80,8 +83,10 @@ class ParamLayout:
         for name, shape in self.shapes.items():
             if np.shape(tensors[name]) != shape:
                 raise ConfigError(f"tensor {name!r} has shape {np.shape(tensors[name])}, the model's has {shape}")
+        finite = True
         for name, start, stop, shape in self.ranges():
-            np.copyto(flat[start:stop].reshape(shape), tensors[name], casting="unsafe")
+            finite &= _copy(flat[start:stop].reshape(shape), np.asarray(tensors[name]))
+        return finite
 
     def shards(self, count: int) -> list[tuple[int, int]]:
         """`count` contiguous ranges [lo, hi) that cover the vector, each beginning at a multiple of 64 bytes.
@@ -96,3 +101,26 @@ class ParamLayout:
             raise ConfigError(f"{self.size} parameters can be cut into 1 to {lines} shards, not {count}")
         bounds = [min(self.size, (lines * i // count) * SHARD_ALIGN) for i in range(count)] + [self.size]
         return list(zip(bounds[:-1], bounds[1:], strict=True))
+
+
+def all_finite(values: Flat) -> bool:
+    """Whether no element of a contiguous float32 vector is NaN or infinite.
+
+    One pass that makes no temporary: a dot product is finite only if all elements are. Where it is not, because the
+    squares of finite elements overflowed perhaps, a second look decides.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.isfinite(np.dot(values, values)) or bool(np.isfinite(values).all())
+
+
+def _copy(target: Flat, source: NDArray[np.floating]) -> bool:
+    """Copy with conversion; whether all is finite. In pieces that are still in the cache when they are looked at."""
+    if source.dtype != np.float32 or not source.flags.c_contiguous or source.size <= _PIECE:
+        np.copyto(target, source, casting="unsafe")
+        return all_finite(target.reshape(-1))
+    flat_source, flat_target, finite = source.reshape(-1), target.reshape(-1), True
+    for start in range(0, source.size, _PIECE):
+        piece = flat_source[start : start + _PIECE]
+        finite &= all_finite(piece)
+        flat_target[start : start + _PIECE] = piece
+    return finite

@@ -6,7 +6,6 @@ a slow one. Servers use it too, on behalf of clients that are on another host.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from coproc import probe
 from coproc.consistency import Bsp, Ssp
 from coproc.errors import LeaseExpired, ModelNotFound, PushRejected, ServerError, Timeout, WorkerLost
-from coproc.layout import Flat
+from coproc.layout import Flat, all_finite
 from coproc.shared import control as ctl
 from coproc.shared import published as pub
 from coproc.shared import seats
@@ -291,8 +290,13 @@ class NearWorker:
         finally:
             words.store(seats.WAITING, 0)
 
-    def commit(self, step: int, examples: int, loss: float, timeout_s: float = 30.0) -> Receipt:
+    def commit(
+        self, step: int, examples: int, loss: float, timeout_s: float = 30.0, *, finite: bool = False
+    ) -> Receipt:
         """Commit the gradient in the next slot as `step`. Acknowledged when this returns; never waits for descent.
+
+        Args:
+            finite: whoever filled the slot has seen that all of it is; else it is looked at here.
 
         Raises:
             PushRejected: not finite, or a step beyond `next_step`.
@@ -303,12 +307,9 @@ class NearWorker:
             return duplicate
         if self.seat.free_slots <= 0:
             self._wait_for_slot(timeout_s)
-        if examples:
+        if examples and not finite:
             gradient = self.seat.slots[self.seat.words.load(seats.HEAD) % self.seat.depth]
-            # One pass that makes no temporary: a dot product is finite only if all elements are.
-            with np.errstate(over="ignore", invalid="ignore"):
-                suspect = not math.isfinite(np.dot(gradient, gradient))
-            if suspect and not np.isfinite(gradient).all():
+            if not all_finite(gradient):
                 raise PushRejected(self._not_finite(gradient, step))
         return self._commit(step, examples, loss)
 

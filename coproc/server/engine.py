@@ -72,6 +72,8 @@ class Engine:
             self.control.general.store(ctl.FAILED, 1)
             for shard in self.shards:
                 shard.words.ring(pub.BELL)
+        finally:
+            sweeper.close()
 
     def _sequence(self, sweeper: Sweeper) -> None:
         sequencer = self.sequencer

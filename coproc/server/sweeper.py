@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +24,10 @@ from coproc.spec import ModelSpec
 # Entries looked at for one pass: more than it can take, so that a pass is never short for want of looking.
 _LOOK_AHEAD = 4 * SWEEP_WIDTH
 
+
+# Memory is saturated by then.
+_PARTS_AT_MOST = 4
+_LINE = 16  # float32 elements of a cache line
 
 _ALL: tuple[np.float32, ...] = (np.float32(1),)
 
@@ -95,12 +102,23 @@ class Sweeper:
         counts = optim.synchronous_counts(consistency.workers) if isinstance(consistency, Bsp) else []
         # Compiled before the model takes its first gradient, never inside a round.
         optim.warm(spec.optimizer, [*counts, *optim.ASYNCHRONOUS_COUNTS], self._streamed)
-        self._scratch = np.empty(optim.SCRATCH_FLOATS, np.float32)
+        # A large shard is swept in parts, a thread each: a round's workers wait meanwhile, so their cores are free.
+        # The result does not depend on where it is cut.
+        parts = min(_PARTS_AT_MOST, len(os.sched_getaffinity(0))) if self._streamed else 1
+        bounds = [shard.size * n // parts // _LINE * _LINE for n in range(parts)] + [shard.size]
+        self._cuts = [slice(lo, hi) for lo, hi in pairwise(bounds)]
+        self._helpers = ThreadPoolExecutor(parts - 1, f"{spec.name}/{number}") if parts > 1 else None
+        self._scratches = [np.empty(optim.SCRATCH_FLOATS, np.float32) for _ in self._cuts]
         self._leases_count_for_copying = ctl.MAX_SEATS if isinstance(consistency, Bsp) else spec.buffers - 2
         shard.forget_unpublished()
         self.version, _, bank = shard.front()
         self.position, self._updates, self._rate = shard.bank_words(bank)
         shard.words.store(pub.APPLIED, self.position)
+
+    def close(self) -> None:
+        """End the helping threads. Idempotent."""
+        if self._helpers is not None:
+            self._helpers.shutdown()
 
     def advance(self) -> bool:
         """Apply what one pass over memory can; False if there is nothing, or readers hold every back buffer."""
@@ -160,15 +178,20 @@ class Sweeper:
         weights = tuple([_shares(members) for members in plan.updates])
         first = self._updates + 1
         constants = tuple([optimizer.constants(first + i, rate) for i in range(len(plan.updates))])
-        if not probe.armed("sweep.middle"):
-            optim.apply(self._kernel, gradients, weights, constants, front, back, self._scratch, self._streamed)
-            return
-        # Under test a sweep can be killed in its middle; the result does not depend on where it is cut.
-        middle = self.shard.size // 2 // 16 * 16
-        for cut in (slice(None, middle), slice(middle, None)):
-            if cut.start:
-                probe.hit("sweep.middle")
-            part = tuple(tuple(g[cut] for g in members) for members in gradients)
-            fronts, backs = tuple(x[cut] for x in front), tuple(x[cut] for x in back)
-            if fronts[0].size:
-                optim.apply(self._kernel, part, weights, constants, fronts, backs, self._scratch, self._streamed)
+
+        def part(number: int) -> None:
+            """Sweep one of the parts; without the interpreter lock."""
+            if len(self._cuts) == 1:
+                rows = gradients, weights, constants, front, back
+            else:
+                cut = self._cuts[number]
+                cut_gradients = tuple([tuple([g[cut] for g in members]) for members in gradients])
+                fronts, backs = tuple([x[cut] for x in front]), tuple([x[cut] for x in back])
+                rows = cut_gradients, weights, constants, fronts, backs
+            optim.apply(self._kernel, *rows, self._scratches[number], self._streamed)
+
+        others = [self._helpers.submit(part, n) for n in range(1, len(self._cuts))] if self._helpers else []
+        part(0)
+        probe.hit("sweep.middle")
+        for other in others:
+            other.result()

@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file
 
-from coproc.errors import ConfigError, DataError, ServerError
+import coproc.spark
+from coproc.errors import ConfigError, DataError, Diverged, ServerError
 from coproc.ingest import ingest_frame, ingest_table, open_partition, read_parquet
 from coproc.pools.base import quiet, require_slots
 from coproc.pools.spark import SparkPool
@@ -236,3 +238,54 @@ def test_a_stop_cancels_the_job(spark, pool, tmp_path):
     started = str(tmp_path / "started")
     rows = pool.map_in_arrow(spark.range(1), body, "id long", stop=lambda: os.path.exists(started))
     assert rows == []
+
+
+# -- whole trainings
+
+
+def test_trains_on_a_frame(spark, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200)
+    values = (rng.normal(size=(200, 3)) + 3 * labels[:, None]).astype(np.float32)
+    rows = [([float(x) for x in row], int(label)) for row, label in zip(values, labels, strict=True)]
+    frame = spark.createDataFrame(rows, "features array<float>, label int")
+    result = coproc.spark.train(
+        frame,
+        features="features",
+        label="label",
+        validation=frame.limit(50),
+        output=tmp_path,
+        hidden=(8,),
+        epochs=8,
+        batch_size=16,
+        group_size=4,
+        learning_rate=0.02,
+    )
+    assert [row["examples"] for row in result.history] == [200] * 8
+    assert result.history[-1]["accuracy"] > 0.9
+    assert result.history[-1]["measured_on"] == "validation"
+    assert set(load_file(tmp_path / "model.safetensors")) == set(result.params)
+    assert spark.range(3).count() == 3  # the caller's session is as it was
+
+
+def test_more_synchronous_workers_than_slots_are_refused(spark):
+    frame = frame_of(spark)
+    with pytest.raises(ConfigError, match=r"needs all 3 workers to run at once.* has 2 slots"):
+        coproc.spark.train(frame, features=["a", "b"], label="label", workers=3)
+    with pytest.raises(ConfigError, match="settings are those of TrainConfig"):
+        coproc.spark.train(frame, features=["a", "b"], label="label", wrkers=2)
+
+
+def test_asynchronous_workers_may_be_more_than_slots(spark):
+    result = coproc.spark.train(
+        frame_of(spark), features=["a", "b"], label="label", workers=3, consistency="ssp", epochs=2, hidden=()
+    )
+    assert [row["examples"] for row in result.history] == [20, 20]
+
+
+def test_divergence_on_spark_is_a_sentence(spark):
+    frame = spark.range(64).selectExpr("float(id * 1000) as x", "float(id) as y")
+    with pytest.raises(Diverged, match=r"^training diverged: worker \d found at step \d+"):
+        coproc.spark.train(
+            frame, features=["x"], label="y", loss="squared", optimizer="sgd", learning_rate=1.0, batch_size=8
+        )

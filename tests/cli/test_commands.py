@@ -1,0 +1,253 @@
+"""The commands as a user runs them: processes with their output, exit codes, and nothing but sentences."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+import coproc
+from coproc.cli.base import parse_size, size
+from coproc.pools.base import python_path
+from coproc.pools.session import require_java
+
+TIMEOUT_S = 90
+
+
+def environment(**changes):
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("COPROC_")}
+    return {**plain, "PYTHONPATH": python_path(), "COLUMNS": "200", **changes}
+
+
+def run(*arguments, cwd=None, **changes):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "coproc.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        cwd=cwd,
+        env=environment(**changes),
+        check=False,
+    )
+
+
+def fails(done, words, code=1):
+    """It failed with one sentence on standard error, and no traceback."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert re.search(words, done.stderr), done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    if code == 1:
+        assert last.startswith("error: ")
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """A Parquet file with two classes that are easy to tell apart."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 120)
+    values = (rng.normal(size=(120, 3)) + 3 * labels[:, None]).astype(np.float32)
+    columns = {f"x{i}": values[:, i] for i in range(3)}
+    features = pa.array(list(values), pa.list_(pa.float32()))
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({**columns, "features": features, "label": labels}), path)
+    return path
+
+
+def test_says_its_version():
+    assert run("--version").stdout == f"coproc {coproc.__version__}\n"
+
+
+def test_help_names_every_command():
+    words = run("--help").stdout
+    for command in ("train", "serve", "status", "bench"):
+        assert command in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "trian"),
+        (["train", "--epochs", "many"], "--epochs"),
+        (["train", "--hidden", "wide"], "--hidden is a list of sizes"),
+        (["train", "--scale", "big"], "--scale is a number or auto"),
+        (["train", "--validation", "x.parquet"], "belong to DATA"),
+        (["serve", "--memory", "lots"], "a size looks like 512m"),
+    ],
+)
+def test_wrong_command_lines_exit_with_2(arguments, words):
+    fails(run(*arguments), words, code=2)
+
+
+def test_trains_the_digits_without_java(tmp_path):
+    done = run("train", "--pool", "processes", "--epochs", "8", cwd=tmp_path, PATH="/nowhere")
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"([\d.]+) % of the validation rows are right", done.stdout)
+    assert float(found.group(1)) >= 90
+    assert "Try next:" in done.stdout
+    path = re.search(r"Saved (\S+model\.safetensors)", done.stdout).group(1)
+    assert load_file(tmp_path / path)["layers.0.weight"].shape == (64, 128)
+    assert len(re.findall(r"^epoch ", done.stderr, re.MULTILINE)) == 8
+    assert "examples/s" in done.stderr
+    assert "staleness" in done.stderr
+
+
+def test_trains_on_columns_of_a_file(rows, tmp_path):
+    done = run(
+        *("train", rows, "--validation", rows, "--features", "x0,x1", "--features", "x2", "--hidden", "none"),
+        *("--pool", "processes", "--epochs", 10, "--learning-rate", 0.05, "--output", tmp_path / "out"),
+        *("--consistency", "asp", "--n-send", 2, "--group-size", 3, "--servers", 2),
+        *("--batch-size", 4),
+    )
+    assert done.returncode == 0, done.stderr
+    assert load_file(tmp_path / "out" / "model.safetensors")["layers.0.weight"].shape == (3, 2)
+    history = [json.loads(line) for line in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
+    assert history[-1]["accuracy"] > 0.9
+    run_facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run_facts["config"]["features"] == ["x0", "x1", "x2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.parquet"], "there is no file or folder nowhere.parquet"),
+        (["{rows}", "--features", "pixels"], "there is no column 'pixels'; the columns are"),
+        (["{rows}", "--hidden", "8,0"], "--hidden sizes must be at least 1, not 0"),
+        (["{rows}", "--workers", "121"], "120 rows for 121 workers: use at most --workers 120"),
+        (["{rows}", "--optimizer", "magic"], "--optimizer must be one of"),
+        (["{rows}", "--address", "coproc://127.0.0.1:1"], "127.0.0.1:1"),
+        (["{rows}", "--address", "http://127.0.0.1"], "coproc://HOST:PORT"),
+        (["{rows}", "--loss", "squared", "--learning-rate", "1e30", "--epochs", "9"], "training diverged"),
+    ],
+)
+def test_failures_are_sentences(rows, tmp_path, arguments, words):
+    given = [each.format(rows=rows) for each in arguments]
+    done = run("train", *given, "--pool", "processes", "--output", tmp_path / "out", cwd=tmp_path)
+    fails(done, re.escape(words))
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = run("train", "nowhere.parquet", "--debug", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "DataError" in done.stderr
+
+
+def test_ctrl_c_leaves_the_model(tmp_path):
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "coproc.cli", "train", "--pool", "processes"),
+            *("--epochs", "100000", "--output", str(tmp_path / "out")),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+    with process:
+        for line in process.stderr:
+            if line.startswith("epoch "):
+                break
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 130, errors
+    assert "Stopped after" in output
+    assert "Traceback" not in errors
+    assert load_file(tmp_path / "out" / "model.safetensors")["layers.0.weight"].shape == (64, 128)
+
+
+def test_serves_until_told_to_stop_and_shows_its_status(tmp_path):
+    directory = f"/dev/shm/coproc-test-{os.getpid()}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "coproc.cli", "serve", "--dir", directory, "--memory", "64m"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment(COPROC_TOKEN="secret"),
+    )
+    with process:
+        address = re.fullmatch(r"ready (coproc://127\.0\.0\.1:\d+)\n", process.stdout.readline()).group(1)
+        with coproc.connect(address, token="secret") as client:
+            model = client.create_model(
+                "shown", params={"w": np.zeros(1000)}, optimizer=coproc.optim.Adam(learning_rate=0.1)
+            )
+            with model.join(worker=0) as worker:
+                worker.pull()
+                worker.push({"w": np.ones(1000)}, step=0, examples=5)
+            model.snapshot()
+            shown = run("status", address, COPROC_TOKEN="secret")
+            as_json = run("status", address, "--json", "--token", "secret")
+            refused = run("status", address)
+            model.delete()
+            emptied = run("status", address, COPROC_TOKEN="secret")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(r"shown\s+1\s+1,000\s+", shown.stdout), shown.stdout
+    (server,), (status,) = json.loads(as_json.stdout)["servers"], json.loads(as_json.stdout)["models"]
+    assert status["version"] == 1
+    assert status["examples_count"] == 5
+    assert 0 < server["memory_used_bytes"] < server["memory_limit_bytes"] == 64_000_000
+    fails(refused, "token")
+    assert "no models" in emptied.stdout
+    fails(run("status", address), "can be reached|Unreachable|no server")
+    shutil.rmtree(directory)
+
+
+def test_bench_lists_what_there_is_and_refuses_what_is_not():
+    listed = run("bench", "--list")
+    assert "kernel" in listed.stdout.split()
+    fails(run("bench", "nonsense"), "no measurement is called nonsense")
+
+
+# -- Java
+
+
+def test_without_java_it_says_what_to_install(rows, tmp_path):
+    done = run("train", rows, "--output", tmp_path / "out", PATH="/nowhere", JAVA_HOME="")
+    fails(done, r"Spark needs Java.*apt-get install openjdk-17-jre-headless.*--pool processes")
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ('openjdk version "11.0.2" 2019-01-15', "needs Java 17 or newer, and .* is Java 11"),
+        ('java version "1.8.0_292"', "needs Java 17 or newer, and .* is Java 8"),
+        ("a teapot", "does not tell a version"),
+    ],
+)
+def test_old_java_is_refused(monkeypatch, tmp_path, version, words):
+    (tmp_path / "bin").mkdir()
+    java = tmp_path / "bin" / "java"
+    java.write_text(f"#!/bin/sh\necho '{version}' >&2\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(coproc.Unsupported, match=words):
+        require_java()
+    java.write_text("#!/bin/sh\nexit 3\n")
+    with pytest.raises(coproc.Unsupported, match="does not run"):
+        require_java()
+
+
+# -- sizes
+
+
+def test_sizes_are_read_and_written():
+    assert [parse_size(text) for text in ("512m", "4g", "1000", "1.5GB")] == [
+        512_000_000,
+        4_000_000_000,
+        1000,
+        1_500_000_000,
+    ]
+    assert [size(count) for count in (999, 57_200_000)] == ["999 B", "57.2 MB"]

@@ -1,0 +1,342 @@
+"""Whole trainings on an embedded cluster: the right model, the files, and what happens when it goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from safetensors.numpy import load_file
+
+import coproc
+from coproc import grads
+from coproc.data.batches import Batches
+from coproc.errors import ConfigError, DataError, Diverged, ModelExists, Unauthenticated, Unreachable
+from coproc.ingest import Destination, ingest_table, open_partition
+from coproc.pools.processes import ProcessPool
+from coproc.training import TrainConfig, train
+from storage_tier import TierClient
+
+
+def blobs(count=90, seed=0):
+    """Three classes that a small network tells apart."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count)
+    features = (rng.normal(size=(count, 4)) + 3 * np.eye(3, 4)[labels]).astype(np.float32)
+    return pa.table({"features": pa.array(list(features), pa.list_(pa.float32())), "label": labels})
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with coproc.LocalCluster(token="secret", memory_bytes=256 << 20) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def settings(cluster):
+    return {
+        "address": cluster.address,
+        "token": "secret",
+        "hidden": (8,),
+        "epochs": 3,
+        "batch_size": 8,
+        "optimizer": "sgd",
+        "pool": "inline",
+    }
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays(cluster):
+    yield
+    with coproc.connect(cluster.address, token="secret") as client:
+        assert client.models() == []
+        assert client.tier.list() == []
+
+
+def by_hand(cluster, table, config):
+    """The parameters that one process gets from the same batches, without worker, pool or cluster."""
+    destination = Destination(cluster.address, "by-hand", "secret")
+    ingested = ingest_table(
+        table, destination, partitions_count=config.workers, features="features", label="label"
+    )
+    parts = [open_partition(destination, number) for number in range(config.workers)]
+    net = grads.create({"backend": "mlp", "inputs": 4, "hidden": list(config.hidden), "outputs": 3})
+    params = net.init(config.seed)
+    size = config.batch_size * config.n_send
+    for epoch in range(config.epochs):
+        orders = [
+            Batches(part, config.batch_size, config.seed, number).order(epoch)
+            for number, part in enumerate(parts)
+        ]
+        for place in range(max(-(-len(part) // size) for part in parts)):
+            chosen = [order[place * size : (place + 1) * size] for order in orders]
+            batch = grads.Batch(
+                np.concatenate([part.features[rows] for part, rows in zip(parts, chosen, strict=True)]),
+                np.concatenate([part.labels[rows] for part, rows in zip(parts, chosen, strict=True)]),
+            )
+            gradient = np.empty_like(params)
+            net.value_and_grad(params, batch, out=gradient)
+            params -= np.float32(config.rate_of(epoch)) * gradient
+    ingested.remove()
+    return net.layout.views(params)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"workers": 1},
+        {"workers": 3, "shards": 2},
+        {"group_size": 2},
+        {"n_send": 2, "schedule": "constant"},
+        {"pool": "processes"},
+    ],
+    ids=str,
+)
+def test_synchronous_training_equals_one_process(cluster, settings, changes):
+    config = TrainConfig(**{**settings, **changes})
+    table = blobs(85)  # partitions of unequal length, the last batches short
+    result = train(config, table)
+    for name, expected in by_hand(cluster, table, config).items():
+        np.testing.assert_allclose(result.params[name], expected, rtol=1e-4, atol=1e-5)
+    assert [row["examples"] for row in result.history] == [85, 85, 85]
+
+
+def test_synchronous_training_repeats_bit_for_bit(settings):
+    one, two = (
+        train(TrainConfig(**{**settings, "optimizer": "adam", **changes}), blobs())
+        for changes in ({}, {"pool": "processes", "group_size": 2})
+    )
+    for name, tensor in one.params.items():
+        np.testing.assert_array_equal(tensor, two.params[name])
+
+
+@pytest.mark.parametrize("consistency", ["asp", "ssp"])
+@pytest.mark.parametrize("rhythm", [{}, {"group_size": 2}, {"n_send": 2, "n_fetch": 3}], ids=str)
+def test_asynchronous_training_uses_every_row_in_every_epoch(settings, consistency, rhythm):
+    # 31 rows and 3 workers: one has a batch more than the others, and nobody may wait for those for ever.
+    config = TrainConfig(
+        **{**settings, "consistency": consistency, "bound": 1, "workers": 3, "batch_size": 2, **rhythm}
+    )
+    result = train(config, blobs(31))
+    assert [row["examples"] for row in result.history] == [31, 31, 31]
+    per_push = 2 * config.n_send
+    pushes = sum(-(-count // per_push) for count in (11, 10, 10))
+    assert [row["pushes"] for row in result.history] == [pushes] * 3
+    assert result.version == 3 * pushes
+
+
+def test_learns_and_leaves_its_files(settings, tmp_path):
+    config = TrainConfig(**{**settings, "optimizer": "adam", "learning_rate": 0.02, "epochs": 8})
+    heard = []
+    result = train(
+        config, blobs(300), validation=blobs(100, seed=1), output=tmp_path / "run", on_progress=heard.append
+    )
+    assert result.history[-1]["accuracy"] > 0.9
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+
+    tensors = load_file(tmp_path / "run" / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {
+        "layers.0.weight": (4, 8),
+        "layers.0.bias": (8,),
+        "layers.1.weight": (8, 3),
+        "layers.1.bias": (3,),
+    }
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor, result.params[name])
+    lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == result.history
+    assert [row["epoch"] for row in result.history] == list(range(1, 9))
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["data"]["rows"] == 300
+    assert run["parameters"] == 4 * 8 + 8 + 8 * 3 + 3
+    assert run["config"]["optimizer"] == "adam"
+    assert "secret" not in json.dumps(run)
+
+    rows = [each.row for each in heard if each.row is not None]
+    assert [row.epoch for row in rows] == list(range(1, 9))
+    test = blobs(100, seed=1)
+    features = np.array(test["features"].to_pylist(), np.float32)
+    right = result.predict(features).argmax(axis=1) == test["label"].to_numpy()
+    assert right.mean() == pytest.approx(result.history[-1]["accuracy"])
+
+
+def test_bytes_are_scaled_unless_told_otherwise(settings):
+    images = np.random.default_rng(0).integers(0, 256, (40, 4)).astype(np.uint8)
+    features = pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), 4)
+    table = pa.table({"features": features, "label": np.arange(40) % 2})
+    assert train(TrainConfig(**settings), table).scale == 255
+    assert train(TrainConfig(**{**settings, "scale": 16.0}), table).scale == 16
+
+
+@pytest.mark.parametrize(("loss", "metric"), [("squared", "sample_rmse"), ("logistic", "accuracy")])
+def test_other_losses(settings, loss, metric):
+    values = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    target = values.sum(axis=1) if loss == "squared" else (values.sum(axis=1) > 0).astype(np.int64)
+    table = pa.table({**{f"x{i}": values[:, i] for i in range(3)}, "y": target})
+    config = TrainConfig(
+        **{
+            **settings,
+            "loss": loss,
+            "features": ("x0", "x1", "x2"),
+            "label": "y",
+            "epochs": 20,
+            "learning_rate": 0.3,
+        }
+    )
+    result = train(config, table)
+    assert result.params["layers.1.weight"].shape == (8, 1)
+    final = result.history[-1][metric]
+    assert final < 0.5 if loss == "squared" else final > 0.9
+
+
+def test_says_where_it_diverged_and_keeps_the_last_good_version(settings, tmp_path):
+    values = (1e3 * np.random.default_rng(0).normal(size=(64, 2))).astype(np.float32)
+    table = pa.table({"a": values[:, 0], "b": values[:, 1], "label": values.sum(axis=1)})
+    config = TrainConfig(**{**settings, "features": ("a", "b"), "loss": "squared", "learning_rate": 10.0})
+    with pytest.raises(Diverged) as caught:
+        train(config, table, output=tmp_path)
+    message = str(caught.value)
+    assert "at step " in message
+    assert "learning rate" in message
+    assert "model.safetensors" in message
+    assert all(np.isfinite(tensor).all() for tensor in load_file(tmp_path / "model.safetensors").values())
+    assert "diverged" in json.loads((tmp_path / "run.json").read_text())["problem"]
+
+
+def test_a_stop_keeps_what_was_trained(settings, tmp_path):
+    epochs = []
+    result = train(
+        TrainConfig(**{**settings, "epochs": 1000}),
+        blobs(),
+        output=tmp_path,
+        on_progress=lambda progress: epochs.append(progress.row) if progress.row else None,
+        stop=lambda: len(epochs) >= 2,
+    )
+    assert result.interrupted
+    assert 2 <= len(result.history) < 1000
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_killed_workers_change_nothing(settings, monkeypatch):
+    """Bit for bit the model of an undisturbed run, though its processes are killed again and again."""
+    quiet = train(TrainConfig(**{**settings, "pool": "inline", "epochs": 6}), blobs(400))
+    pools, victims = [], []
+    start = ProcessPool.__init__
+    monkeypatch.setattr(
+        ProcessPool, "__init__", lambda pool, slots: (pools.append(pool), start(pool, slots))[0]
+    )
+    over = threading.Event()
+
+    def kill():
+        while not over.wait(0.15):
+            for pid in pools[0].pids[:1] if pools else []:
+                if len(victims) < 3:
+                    victims.append(pid)
+                    os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        disturbed = train(TrainConfig(**{**settings, "pool": "processes", "epochs": 6}), blobs(400))
+    finally:
+        over.set()
+        killer.join()
+    assert victims
+    assert disturbed.version == quiet.version
+    for name, tensor in quiet.params.items():
+        np.testing.assert_array_equal(tensor, disturbed.params[name])
+
+
+def test_two_runs_cannot_have_one_model(cluster, settings):
+    with coproc.connect(cluster.address, token="secret") as client:
+        model = client.create_model(
+            "mine", params={"w": np.zeros(4)}, optimizer=coproc.optim.SGD(learning_rate=0.1)
+        )
+        with pytest.raises(ModelExists, match=r"a model 'mine' at coproc://.* another name with --model"):
+            train(TrainConfig(**{**settings, "model": "mine"}), blobs())
+        assert model.version == 0
+        model.delete()
+
+
+def test_wrong_addresses_and_tokens_are_said_at_once(settings):
+    with pytest.raises(Unauthenticated, match="token"):
+        train(TrainConfig(**{**settings, "token": "wrong"}), blobs())
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1"):
+        train(TrainConfig(**{**settings, "address": "coproc://127.0.0.1:1"}), blobs())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden": (8, 0)}, "--hidden sizes must be at least 1, not 0"),
+        ({"workers": 0}, "--workers must be at least 1, not 0"),
+        ({"batch_size": -1}, "--batch-size must be at least 1"),
+        ({"learning_rate": 0.0}, "--learning-rate must be a number above 0"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be a number above 0"),
+        ({"scale": 0.0}, "--scale"),
+        ({"loss": "hinge"}, "--loss must be one of softmax, logistic, squared, not 'hinge'"),
+        ({"optimizer": "lion"}, "--optimizer must be one of"),
+        ({"consistency": "eventual"}, "--consistency must be one of"),
+        ({"pool": "threads"}, "--pool must be one of"),
+        ({"n_fetch": 2}, "--n-fetch must equal --n-send, not 2 and 1"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"activation": "sine"}, "activation"),
+        ({"mode": "carrier-pigeon"}, "no mode 'carrier-pigeon'; the modes are coproc"),
+    ],
+)
+def test_settings_that_cannot_work_get_a_sentence(settings, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        train(TrainConfig(**{**settings, **changes}), blobs(20))
+
+
+def test_data_that_cannot_work_get_a_sentence(settings, tmp_path):
+    config = TrainConfig(**settings)
+    with pytest.raises(DataError, match="there is no file or folder"):
+        train(config, "nowhere.parquet")
+    with pytest.raises(DataError, match="there is no file or folder other"):
+        train(config, blobs(), validation="other.parquet")
+    with pytest.raises(DataError, match="1 row for 2 workers"):
+        train(config, blobs(1))
+    more = blobs(20).set_column(1, "label", pa.array([3] * 20))
+    with pytest.raises(DataError, match=r"\(validation\): label 3 .* below 3"):
+        train(config, blobs(), validation=more)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written to"):
+        train(config, blobs(), output=tmp_path / "file" / "run")
+
+
+def test_an_embedded_cluster_is_gone_afterwards():
+    before = set(os.listdir("/dev/shm"))
+    result = train(TrainConfig(hidden=(), epochs=1, pool="inline", batch_size=16), blobs())
+    assert result.history[0]["examples"] == 90
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_a_servers_restart_in_the_middle_is_survived(settings):
+    restarted = threading.Event()
+
+    def restart(progress):
+        if progress.row is not None and progress.row.epoch == 1 and not restarted.is_set():
+            restarted.set()
+            cluster.servers[0].kill()
+            cluster.servers[0].restart()
+
+    calm = train(TrainConfig(**settings), blobs())
+    with coproc.LocalCluster(token="secret", memory_bytes=256 << 20) as cluster:
+        result = train(TrainConfig(**{**settings, "address": cluster.address}), blobs(), on_progress=restart)
+    assert restarted.is_set()
+    for name, tensor in calm.params.items():
+        np.testing.assert_array_equal(tensor, result.params[name])
+
+
+def test_the_tier_keeps_nothing_of_a_run_that_fails_while_reading(settings, cluster):
+    table = blobs().set_column(1, "label", pa.array([1] * 90))
+    with pytest.raises(DataError, match="at least two classes"):
+        train(TrainConfig(**settings), table)
+    with TierClient(cluster.address, token="secret") as tier:
+        assert tier.list() == []
