@@ -201,7 +201,7 @@ def read_parquet(session: SparkSession, path: str | os.PathLike[str]) -> DataFra
     Raises:
         DataError: there is none, or it is no Parquet.
     """
-    from py4j.protocol import Py4JError
+    from py4j.protocol import Py4JError  # type: ignore[import-untyped]
     from pyspark.errors import PySparkException
     from pyspark.sql import functions as sql
 

@@ -54,8 +54,6 @@ class DataSpec:
     """Path of the partition's block in the tier."""
 
     token: str | None = None
-    tls: str | None = None
-
     batch_size: int = 128
     seed: int = 0
     scale: float = 1.0

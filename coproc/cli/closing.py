@@ -61,9 +61,10 @@ def _next(result: Result, config: TrainConfig, demo: bool, validated: bool) -> l
         lines.append(f"  --epochs {2 * config.epochs}   the loss was still falling")
     if validated and _overfits(result):
         lines.append("  --dropout 0.3   it knows the training rows better than the validation rows")
-    lines.append(
-        "  --hidden 1024,1024   a larger network" if sum(config.hidden) < 1024 else "  --dropout 0.3"
-    )
+    if sum(config.hidden) < 1024:
+        lines.append("  --hidden 1024,1024   a larger network")
+    if config.consistency == "bsp":
+        lines.append("  --consistency ssp   workers that need not wait for each other at every step")
     return lines
 
 

@@ -15,6 +15,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -77,9 +78,6 @@ class ModeSettings:
 
     shards: int | None = None
     """Shards the model is cut into; None leaves it to the mode."""
-
-    tls: str | None = None
-    """Certificate of the cluster's authority, a path, where the cluster speaks TLS."""
 
 
 class Pulled(Protocol):
@@ -197,9 +195,8 @@ class Mode(Protocol):
 
 def names() -> list[str]:
     """Names of all modes: the files of this folder."""
-    import coproc.modes as folder
-
-    return sorted(module.name for module in pkgutil.iter_modules(folder.__path__) if module.name != "base")
+    folder = str(Path(__file__).parent)
+    return sorted(module.name for module in pkgutil.iter_modules([folder]) if module.name != "base")
 
 
 def load(name: str) -> Any:

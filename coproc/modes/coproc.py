@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coproc.client import Client, Model, Snapshot, Worker, connect
-from coproc.errors import CoprocError, ModelExists, ModelNotFound
+from coproc.errors import CoprocError, ModelExists, ModelNotFound, Timeout, Unreachable
 from coproc.modes.base import (
     Capabilities,
     Exchange,
@@ -89,14 +89,15 @@ class CoprocMode:
         )
 
     def close(self) -> None:
-        """Delete the model and let go of the cluster. Idempotent."""
+        """Delete the model, where its servers still answer, and let go of the cluster. Idempotent."""
         client, self._client = self._client, None
         if client is None:
             return
         try:
+            self.model.status()  # a quick question first: to delete, the client would wait long for a server
             self.model.delete()
-        except ModelNotFound:
-            pass  # somebody else deleted it
+        except (ModelNotFound, Unreachable, Timeout):
+            pass  # deleted by somebody else, or gone with its servers
         finally:
             client.close()
 
@@ -115,7 +116,7 @@ class CoprocExchange:
 
     @property
     def version(self) -> int:
-        """Far, this is the last version this worker has seen: it is not worth a round trip at every push."""
+        """Far it is 0, unknown: not worth a round trip at every push, for the server counts staleness too."""
         return self.worker.model.version if self.client.near else 0
 
     def pull(self, *, timeout_s: float) -> Snapshot:

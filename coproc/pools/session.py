@@ -7,9 +7,11 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +94,17 @@ def _python_of_workers(executable: str) -> Iterator[None]:
             del os.environ["PYSPARK_PYTHON"]
 
 
+@contextlib.contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Keep this process's answer to Ctrl-C: pyspark's asks a session that may be closed by then."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
 def remove_abandoned() -> None:
     """Remove what embedded Sparks whose process was killed have left: nobody locks it any more."""
     for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
@@ -164,7 +177,7 @@ class LocalSpark:
             builder = SparkSession.builder.master(f"local[{slots},{ATTEMPT_LIMIT}]").appName("coproc")
             for name, value in settings.items():
                 builder = builder.config(name, value)
-            with self._stderr_to_log(), _python_of_workers(sys.executable):
+            with self._stderr_to_log(), _python_of_workers(sys.executable), _own_interrupt():
                 return builder.getOrCreate()
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import secrets
 import time
 import uuid
@@ -89,7 +90,11 @@ def train(
     try:
         with contextlib.ExitStack() as stack:
             run = Run(config, data, validation, output, session, on_progress, stop, stack)
-            return run.train()
+            try:
+                return run.train()
+            finally:
+                if run.output is not None:
+                    run.output.discard()
     except TierError as error:
         raise as_coproc(error) from error
 
@@ -221,10 +226,21 @@ class Run:
 
             session = SparkSession.getActiveSession()
         if session is not None:
+            self._require_reachable(session)
             return SparkPool(session)
         self._tell("starting Spark")
         local = LocalSpark(self.config.workers)
         return SparkPool(local.session, on_close=local.close)
+
+    def _require_reachable(self, session: SparkSession) -> None:
+        """Refuse an embedded cluster where executors on other hosts would look for it in vain."""
+        master = session.conf.get("spark.master", None) or ""
+        if self.config.address is None and not re.match(r"local|spark://(127\.|localhost)|$", master):
+            raise ConfigError(
+                f"the executors of {master} may be on other hosts and cannot reach a cluster that is "
+                "embedded in this process: start one with `coproc serve --host …` where they reach it, and "
+                "name its address"
+            )
 
     def _ingest(self, pool: Pool, destination: Destination) -> Ingested:
         config, data = self.config, self.data

@@ -50,8 +50,8 @@ class TrainConfig:
     label: str = "label"
 
     hidden: tuple[int, ...] = (256,)
-    """Sizes of the hidden layers; () is a linear model. One layer of 256 trains in seconds and is within a
-    percent of wide networks on images of handwriting."""
+    """Sizes of the hidden layers; () is a linear model. One layer of 256 trains in seconds; on images of
+    handwriting 1024,1024 gets 2 percent more of them right, in ten times the time."""
 
     activation: str = "relu"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from coproc.errors import CoprocError, Diverged
+from coproc.errors import CoprocError, Diverged, Unreachable
 from coproc.modes.base import Mode, ModeStatus, Pulled
 from coproc.pools.base import Pool
 from coproc.training.base import EpochRow, Flat, Plan, Progress
@@ -18,6 +18,7 @@ from coproc.worker import EpochReport, WorkerReport, WorkerTask
 # Often enough to look alive; one small call each.
 POLL_S = 0.25
 SNAPSHOT_TIMEOUT_S = 60.0
+LOST_AFTER_S = 60.0
 
 
 @dataclass
@@ -84,13 +85,16 @@ class Fit:
         plan = self.plan
         began = time.monotonic()
         total = EpochReport(epoch)
-        if epoch:
-            self.mode.set_learning_rate(plan.config.rate_of(epoch))
-        with Watch(self.mode, plan, epoch, self.on_progress):
+        rate = plan.config.rate_of(epoch)
+        if epoch and rate != plan.config.rate_of(epoch - 1):
+            self.mode.set_learning_rate(rate)
+        with Watch(self.mode, plan, epoch, self.on_progress) as watch:
             for group in range(plan.groups_per_epoch):
                 tasks = self.tasks_of(epoch, group)
-                reports = self.pool.run(tasks, stop=self.stop)
+                reports = self.pool.run(tasks, stop=lambda: self.stop() or watch.lost is not None)
                 add_up(total, reports)
+                if watch.lost is not None:
+                    raise watch.lost
                 if len(reports) < len(tasks) or any(report.stopped for report in reports):
                     return False
         trained = time.monotonic()
@@ -106,7 +110,7 @@ class Fit:
             )
         row = EpochRow(
             epoch=epoch + 1,
-            learning_rate=plan.config.rate_of(epoch),
+            learning_rate=rate,
             version=snapshot.version,
             loss=loss,
             metrics=metrics,
@@ -152,6 +156,8 @@ class Watch:
         self._epoch = epoch
         self._on_progress = on_progress
         self._ended = threading.Event()
+        self.lost: Unreachable | None = None
+        """The servers have not answered for so long that nobody need wait for them any more."""
         self._thread = threading.Thread(target=self._look, name="progress", daemon=True)
 
     def __enter__(self) -> Watch:
@@ -165,11 +171,19 @@ class Watch:
     def _look(self) -> None:
         before: tuple[float, ModeStatus] | None = None
         first = 0
+        answered_s = time.monotonic()
         while not self._ended.wait(POLL_S):
             try:
                 now = self._mode.status()
+                answered_s = time.monotonic()
+            except Unreachable as error:
+                # A restart takes seconds; the workers would wait much longer.
+                if time.monotonic() - answered_s > LOST_AFTER_S:
+                    self.lost = error
+                    return
+                continue
             except CoprocError:
-                continue  # a server that restarts; whether that matters, the workers find out
+                continue  # whether it matters, the workers find out
             if now is None:
                 return
             if before is None:

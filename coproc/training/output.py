@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,17 @@ class Output:
             ConfigError: it cannot be written to; better said before the training than after it.
         """
         self.directory = Path(directory)
+        self._made = not self.directory.exists()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             (self.directory / HISTORY).write_text("")
         except OSError as error:
             raise ConfigError(f"--output {self.directory} cannot be written to: {error.strerror}") from None
+
+    def discard(self) -> None:
+        """Nothing came of the run: remove the directory, if the run made it and it still has no model."""
+        if self._made and not (self.directory / MODEL).exists():
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     def row(self, row: EpochRow) -> None:
         """Add a line to the history."""

@@ -340,3 +340,34 @@ def test_the_tier_keeps_nothing_of_a_run_that_fails_while_reading(settings, clus
         train(TrainConfig(**settings), table)
     with TierClient(cluster.address, token="secret") as tier:
         assert tier.list() == []
+
+
+def test_servers_that_are_gone_end_the_training(settings, monkeypatch):
+    monkeypatch.setattr("coproc.training.fit.LOST_AFTER_S", 0.5)
+    with coproc.LocalCluster(token="secret", memory_bytes=256 << 20) as cluster:
+
+        def kill(progress):
+            if progress.row is not None and progress.row.epoch == 1:
+                cluster.servers[0].kill()
+
+        config = TrainConfig(**{**settings, "address": cluster.address, "schedule": "constant"})
+        with pytest.raises(Unreachable):
+            train(config, blobs(), on_progress=kill)
+
+
+def test_a_run_of_which_nothing_came_leaves_no_directory(settings, tmp_path):
+    with pytest.raises(DataError):
+        train(TrainConfig(**{**settings, "features": "pixels"}), blobs(), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_embedded_cluster_is_refused_where_executors_cannot_reach_it():
+    class Conf:
+        def get(self, name, default=None):
+            return "yarn"
+
+    class Session:
+        conf = Conf()
+
+    with pytest.raises(ConfigError, match="the executors of yarn may be on other hosts"):
+        train(TrainConfig(), blobs(), session=Session())
