@@ -1,12 +1,12 @@
 """A parameter coprocessor for Spark: workers compute gradients, a memory tier stores the model and descends.
 
-    import coproc
-    with coproc.LocalCluster() as cluster:
-        client = coproc.connect(cluster.address)
-        model = client.create_model("demo", params={"w": w0}, optimizer=coproc.optim.SGD(learning_rate=0.1))
-        with model.join(worker=0) as worker:
-            snapshot = worker.pull()
-            worker.push({"w": gradient_at(snapshot.params)}, step=worker.next_step, examples=128)
+import coproc
+with coproc.LocalCluster() as cluster:
+    client = coproc.connect(cluster.address)
+    model = client.create_model("demo", params={"w": w0}, optimizer=coproc.optim.SGD(learning_rate=0.1))
+    with model.join(worker=0) as worker:
+        snapshot = worker.pull()
+        worker.push({"w": gradient_at(snapshot.params)}, step=worker.next_step, examples=128)
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Client:
         except TierError as error:
             raise as_coproc(error) from None
         self._servers = [tier_wire.target(host, port) for host, port in servers]
-        self._stubs = [coproc_pb2_grpc.CoprocessorStub(c) for c in self._channels]  
+        self._stubs = [coproc_pb2_grpc.CoprocessorStub(c) for c in self._channels]
         self._tiers = [TierClient(c, near=near) for c in self._channels]
         self._models: list[Model] = []
         self.near = False
@@ -150,9 +150,7 @@ class Client:
             raise ConfigError(f"the first parameters of model {name!r} are not all finite")
         # More slots for small models cost nothing and hide the wake-up; large ones are mostly copies of the model.
         default_slots = consistency.slots if layout.size < 1 << 20 else 2
-        spec = ModelSpec(
-            name, layout, optimizer, consistency, slots or default_slots, buffers or consistency.buffers
-        )
+        spec = ModelSpec(name, layout, optimizer, consistency, slots or default_slots, buffers or consistency.buffers)
         count = shards or min(len(self._servers), max(1, layout.size // 16))
         places = tuple(ShardPlace(lo, hi, "", "") for lo, hi in layout.shards(count))
         spec = ModelSpec(**{**vars(spec), "shards": places})
@@ -298,9 +296,7 @@ class Model:
         near = self._near
         if near is None:
             return Worker(self, FarWorker(self.spec, self._stub, self._peer, worker, slots or 0, timeout_s), None)
-        request = pb.JoinRequest(
-            name=self.name, kind=pb.SEAT_KIND_NEAR_WORKER, worker=worker, slots_count=slots or 0
-        )
+        request = pb.JoinRequest(name=self.name, kind=pb.SEAT_KIND_NEAR_WORKER, worker=worker, slots_count=slots or 0)
         answer = self._call("Join", request, timeout_s)
         path = self.spec.seat_path(answer.seat, answer.generation)
         seat = Seat.take(path, answer.slots_count, self.layout.size)
@@ -332,7 +328,9 @@ class Model:
 
         snapshot = self.snapshot(timeout_s)
         path = f"/models/{self.name}/checkpoints/{snapshot.version:012d}.safetensors"
-        data = save({k: np.ascontiguousarray(v) for k, v in snapshot.params.items()}, {"version": str(snapshot.version)})
+        data = save(
+            {k: np.ascontiguousarray(v) for k, v in snapshot.params.items()}, {"version": str(snapshot.version)}
+        )
         try:
             if not self._client.tier.exists(path):
                 self._client.tier.put(path, data, {"version": snapshot.version}, timeout_s=timeout_s)
@@ -437,9 +435,7 @@ class Worker:
         if examples < 1:
             raise ConfigError(f"examples must be at least 1, not {examples}; skip() commits a step without a gradient")
         finite = grads is not None and self.model.layout.fill(self._attempt.slot(timeout_s), grads)
-        return self._attempt.commit(
-            self.next_step if step is None else step, examples, loss, timeout_s, finite=finite
-        )
+        return self._attempt.commit(self.next_step if step is None else step, examples, loss, timeout_s, finite=finite)
 
     def skip(self, step: int | None = None, timeout_s: float = 30.0) -> Receipt:
         """Commit a step without a gradient, so that rounds go on: for shorter and empty partitions."""

@@ -80,7 +80,9 @@ class LocalServer:
             readable, _, _ = select.select([process.stdout], [], [], max(0.0, left_s))
             if not readable:
                 self.kill()
-                raise Timeout(f"a server did not start in {_START_TIMEOUT_S:g} s; the end of its log: {self._log_end()}")
+                raise Timeout(
+                    f"a server did not start in {_START_TIMEOUT_S:g} s; the end of its log: {self._log_end()}"
+                )
             line = process.stdout.readline()
             if not line:
                 process.wait(timeout=10)
@@ -183,7 +185,9 @@ class LocalCluster:
         if memory_bytes is None and servers > 1:
             room = os.statvfs(self._directory)
             memory_bytes = int(0.8 * room.f_bavail * room.f_frsize / servers)
-        self.servers = [LocalServer(self._directory / f"server-{n}", dict(variables), memory_bytes) for n in range(servers)]
+        self.servers = [
+            LocalServer(self._directory / f"server-{n}", dict(variables), memory_bytes) for n in range(servers)
+        ]
         try:
             for server in self.servers:
                 server._launch()

@@ -136,7 +136,9 @@ class FarWorker:
                         yield pb.PushRequest(chunk=chunk)
 
             with ERRORS.translated(self._peer):
-                answer: pb.PushResponse = self._stub.Push(requests(), timeout=max(0.001, deadline - time.monotonic()) + 30)
+                answer: pb.PushResponse = self._stub.Push(
+                    requests(), timeout=max(0.001, deadline - time.monotonic()) + 30
+                )
                 return answer
 
         answer = self._again(call, deadline)

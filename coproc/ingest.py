@@ -181,9 +181,7 @@ def ingest_frame(
     columns = plan_columns(_arrow_schema(frame, [*names, label]), features, label, kind)
     wanted = [sql.col(f"`{name}`") for name in dict.fromkeys([*names, label])]
     tracked = [sql.col(name) for name in (FILE_COLUMN, ROW_COLUMN) if name in frame.columns]
-    dealt = frame.select(*wanted, *tracked, sql.xxhash64(*wanted).alias(ORDER_COLUMN)).repartition(
-        partitions_count
-    )
+    dealt = frame.select(*wanted, *tracked, sql.xxhash64(*wanted).alias(ORDER_COLUMN)).repartition(partitions_count)
     found = run_job(dealt, partition_body(destination, columns, origin), FACT_COLUMNS)
     answers = {int(row["partition"]): json.loads(row["facts"]) for row in found}
     for number in sorted(answers):
@@ -310,16 +308,12 @@ def partition_body(destination: Destination, columns: ColumnPlan, origin: str) -
             # An answer and no exception: Spark would read the same bad rows three times more.
             facts = {"refused": str(error)}
         schema = pa.schema([("partition", pa.int64()), ("facts", pa.string())])
-        yield pa.RecordBatch.from_pylist(
-            [{"partition": partition, "facts": json.dumps(facts)}], schema=schema
-        )
+        yield pa.RecordBatch.from_pylist([{"partition": partition, "facts": json.dumps(facts)}], schema=schema)
 
     return body
 
 
-def _read_tracked(
-    batches: Sequence[pa.RecordBatch], columns: ColumnPlan, partition: int, origin: str
-) -> Rows:
+def _read_tracked(batches: Sequence[pa.RecordBatch], columns: ColumnPlan, partition: int, origin: str) -> Rows:
     """As `read`; a refused row is named by its place in its file, where the frame knows it."""
     dealt = f"partition {partition} of {origin}"
     if not batches:
@@ -349,9 +343,7 @@ def _require_enough(rows_count: int, partitions_count: int, origin: str) -> None
         )
 
 
-def _ingested(
-    destination: Destination, columns: ColumnPlan, origin: str, facts: Sequence[PartitionFacts]
-) -> Ingested:
+def _ingested(destination: Destination, columns: ColumnPlan, origin: str, facts: Sequence[PartitionFacts]) -> Ingested:
     summary = Summary.over(each.summary for each in facts)
     classes = summary.classes(columns, origin)
     return Ingested(destination, columns, origin, tuple(facts), summary.width, classes)

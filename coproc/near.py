@@ -77,9 +77,7 @@ class NearModel:
         if general.load(ctl.SLEEPING):
             general.ring(ctl.BELL)
 
-    def wait_until(
-        self, ready: Callable[[], bool], shard: Published, deadline: float, what: Callable[[], str]
-    ) -> None:
+    def wait_until(self, ready: Callable[[], bool], shard: Published, deadline: float, what: Callable[[], str]) -> None:
         """Block until `ready()`; looked at whenever `shard` publishes, and every 50 ms.
 
         Raises:

@@ -25,9 +25,7 @@ def check_name(name: object) -> str:
         ConfigError: anything but 1 to 128 letters, digits, dots, dashes and underscores, a letter or digit first.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"a model's name is 1 to 128 letters, digits, dots, dashes or underscores, not {name!r:.200}"
-        )
+        raise ConfigError(f"a model's name is 1 to 128 letters, digits, dots, dashes or underscores, not {name!r:.200}")
     return name
 
 

@@ -337,8 +337,7 @@ class Loop:
                     raise Stopped from None
                 if left_s <= STOP_LOOK_S:
                     raise Timeout(
-                        f"worker {self.task.worker} waited {self.task.timeout_s:.0f} s at step {step}: "
-                        f"{error}"
+                        f"worker {self.task.worker} waited {self.task.timeout_s:.0f} s at step {step}: {error}"
                     ) from error
 
     def _diverged(self, step: int, epoch: int, what: str) -> Diverged:

@@ -102,9 +102,7 @@ class TierClient:
         if isinstance(address_or_channel, str):
             servers = parse_address(address_or_channel)
             if not 0 <= server_index < len(servers):
-                raise InvalidRequest(
-                    f"{address_or_channel} has {len(servers)} servers, and no number {server_index}"
-                )
+                raise InvalidRequest(f"{address_or_channel} has {len(servers)} servers, and no number {server_index}")
             self._server = servers[server_index]
             self.peer = target(*self._server)
         self._connections: dict[int, _Connection] = {}  # by process id; as a rule one
@@ -187,9 +185,7 @@ class TierClient:
         """A path that the server told, if it lies in the folder it proved to own."""
         inside = Path(os.path.abspath(path))
         if not inside.is_relative_to(hello.directory):
-            raise ServerFailed(
-                f"the server at {self.peer} names {path!r:.200}, outside of its {hello.directory}"
-            )
+            raise ServerFailed(f"the server at {self.peer} names {path!r:.200}, outside of its {hello.directory}")
         return inside
 
     # ------------------------------------------------------------------ blocks
@@ -395,9 +391,7 @@ def _remaining_s(deadline_s: float) -> float:
     return max(0.0, deadline_s - time.monotonic())
 
 
-def _put_stream(
-    begin: tier_pb2.PutBlockBegin, views: Iterable[memoryview]
-) -> Iterator[tier_pb2.PutBlockRequest]:
+def _put_stream(begin: tier_pb2.PutBlockBegin, views: Iterable[memoryview]) -> Iterator[tier_pb2.PutBlockRequest]:
     yield tier_pb2.PutBlockRequest(begin=begin)
     for view in views:
         for at in range(0, len(view), CHUNK_BYTES):

@@ -37,8 +37,7 @@ def make_directory(directory: Path) -> None:
     status = os.stat(directory, follow_symlinks=False)
     if status.st_uid != os.geteuid():
         raise DirectoryRefused(
-            f"{directory} belongs to user {status.st_uid}, and this server runs as {os.geteuid()}: choose "
-            "another"
+            f"{directory} belongs to user {status.st_uid}, and this server runs as {os.geteuid()}: choose another"
         )
 
 

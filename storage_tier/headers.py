@@ -121,9 +121,7 @@ def clean_metadata(metadata: Metadata | None) -> dict[str, MetadataItem]:
         if not isinstance(name, str):
             raise InvalidRequest(f"metadata has the name {name!r}: names must be strings")
         if not isinstance(value, str | int) or isinstance(value, bool):
-            raise InvalidRequest(
-                f"metadata {name!r} is a {type(value).__name__}: only strings and integers are kept"
-            )
+            raise InvalidRequest(f"metadata {name!r} is a {type(value).__name__}: only strings and integers are kept")
         if isinstance(value, int) and value not in _INT64:
             raise InvalidRequest(f"metadata {name!r} does not fit into a 64-bit integer")
         try:

@@ -71,9 +71,7 @@ def load_acquire(_typing: Any, array: types.Type, index: types.Type) -> tuple[An
 
 
 @intrinsic
-def store_release(
-    _typing: Any, array: types.Type, index: types.Type, value: types.Type
-) -> tuple[Any, Emit] | None:
+def store_release(_typing: Any, array: types.Type, index: types.Type, value: types.Type) -> tuple[Any, Emit] | None:
     """Store the word; whoever loads it sees what this thread did before. A later load may overtake it."""
     if not _is_words(array):
         return None
@@ -112,9 +110,7 @@ def compare_and_swap(
 
 
 @intrinsic
-def atomic_add(
-    _typing: Any, array: types.Type, index: types.Type, value: types.Type
-) -> tuple[Any, Emit] | None:
+def atomic_add(_typing: Any, array: types.Type, index: types.Type, value: types.Type) -> tuple[Any, Emit] | None:
     """Add to the word. Returns the word found before."""
     if not _is_words(array):
         return None
@@ -145,17 +141,10 @@ class _LineModel(models.PrimitiveModel):
 
 
 def _is_row(array: types.Type) -> bool:
-    return (
-        isinstance(array, types.Array)
-        and array.dtype == types.float32
-        and array.ndim == 1
-        and array.layout == "C"
-    )
+    return isinstance(array, types.Array) and array.dtype == types.float32 and array.ndim == 1 and array.layout == "C"
 
 
-def _place(
-    context: Context, code: Code, row_type: types.Type, row: Value, line: Value
-) -> tuple[Value, Value]:
+def _place(context: Context, code: Code, row_type: types.Type, row: Value, line: Value) -> tuple[Value, Value]:
     """(address of a line, floats from there to the row's end)."""
     struct = context.make_array(row_type)(context, code, row)
     first = code.mul(line, ir.Constant(line.type, LINE_FLOATS))
@@ -197,9 +186,7 @@ def _call(code: Code, name: str, result: ir.Type, *args: Value) -> Value:
     return code.call(cgutils.get_or_insert_function(code.module, kind, name), args)
 
 
-def _load(
-    context: Context, code: Code, row_type: types.Type, row: Value, line: Value, how_type: types.Type
-) -> Value:
+def _load(context: Context, code: Code, row_type: types.Type, row: Value, line: Value, how_type: types.Type) -> Value:
     address, left = _place(context, code, row_type, row, line)
     if _is_streamed(how_type):
         return code.load(address, align=4)

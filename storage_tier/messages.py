@@ -12,9 +12,7 @@ from storage_tier.v1 import tier_pb2
 def metadata_to_wire(metadata: Metadata) -> dict[str, tier_pb2.MetadataValue]:
     """Metadata as messages."""
     return {
-        name: tier_pb2.MetadataValue(number=value)
-        if isinstance(value, int)
-        else tier_pb2.MetadataValue(text=value)
+        name: tier_pb2.MetadataValue(number=value) if isinstance(value, int) else tier_pb2.MetadataValue(text=value)
         for name, value in metadata.items()
     }
 

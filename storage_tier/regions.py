@@ -8,6 +8,7 @@ look again. Its liveness is a file lock: the kernel drops it when the holder die
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -153,8 +154,5 @@ class Region:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        try:
+        with contextlib.suppress(BufferError):  # views are still alive; the map goes with the last of them
             self._map.close()
-        except BufferError:
-            # Views are still alive somewhere; the map goes with the last of them.
-            pass

@@ -105,9 +105,7 @@ class RpcServer:
             else:
                 self.port = self._server.add_secure_port(where, self._tls.credentials())
         except RuntimeError as error:
-            raise AddressInUse(
-                _why_not(self.host, self.port) or f"{where} cannot be bound: {error}"
-            ) from None
+            raise AddressInUse(_why_not(self.host, self.port) or f"{where} cannot be bound: {error}") from None
         self._server.start()
         for name in ("", *names):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -174,9 +172,7 @@ class TierService(tier_pb2_grpc.TierServicer):
         )
 
     @TIER_ERRORS.handler
-    def Status(
-        self, request: tier_pb2.StatusRequest, context: grpc.ServicerContext
-    ) -> tier_pb2.StatusResponse:
+    def Status(self, request: tier_pb2.StatusRequest, context: grpc.ServicerContext) -> tier_pb2.StatusResponse:
         status = self._tier.status()
         return tier_pb2.StatusResponse(
             header=self._header(),
@@ -246,8 +242,7 @@ class TierService(tier_pb2_grpc.TierServicer):
             start, end = request.offset_bytes, block.size_bytes
             if not 0 <= start <= end or request.limit_bytes < 0:
                 raise InvalidRequest(
-                    f"{block.path} has {end:,} bytes, and {request.limit_bytes:,} from {start:,} on were "
-                    "asked for"
+                    f"{block.path} has {end:,} bytes, and {request.limit_bytes:,} from {start:,} on were asked for"
                 )
             if request.limit_bytes:
                 end = min(end, start + request.limit_bytes)

@@ -230,9 +230,7 @@ class Tier:
             if reservation is not None:
                 self.budget.release(_writing(reservation))
 
-    def put(
-        self, path: str, size_bytes: int, buffers: Iterable[Any], metadata: Metadata | None = None
-    ) -> BlockInfo:
+    def put(self, path: str, size_bytes: int, buffers: Iterable[Any], metadata: Metadata | None = None) -> BlockInfo:
         """Write a block from buffers that may come one by one; `size_bytes` is their sum. One copy.
 
         Published whole or not at all; an exception out of `buffers` publishes nothing.
@@ -254,9 +252,7 @@ class Tier:
                     if writer.size_bytes > size_bytes:
                         raise InvalidRequest(f"{path}: {size_bytes:,} bytes were announced, and more came")
                 if writer.size_bytes < size_bytes:
-                    raise InvalidRequest(
-                        f"{path}: {size_bytes:,} bytes were announced, and {writer.size_bytes:,} came"
-                    )
+                    raise InvalidRequest(f"{path}: {size_bytes:,} bytes were announced, and {writer.size_bytes:,} came")
                 info = writer.commit()
             with self._lock:
                 # Else it was deleted again before we got here.

@@ -115,15 +115,11 @@ def parse_address(address: str) -> list[tuple[str, int]]:
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
         elif ":" in host:
-            raise errors.InvalidAddress(
-                f"{part!r:.100} in {address!r:.100}: an IPv6 host stands in brackets: {form}"
-            )
+            raise errors.InvalidAddress(f"{part!r:.100} in {address!r:.100}: an IPv6 host stands in brackets: {form}")
         if not colon or not host or any(character.isspace() or character in "/@?#" for character in host):
             raise errors.InvalidAddress(f"{part!r:.100} in {address!r:.100} is not HOST:PORT: {form}")
         if not (port_text.isascii() and port_text.isdigit() and 0 < int(port_text) < 65536):
-            raise errors.InvalidAddress(
-                f"{part!r:.100} in {address!r:.100}: the port must be 1 to 65535: {form}"
-            )
+            raise errors.InvalidAddress(f"{part!r:.100} in {address!r:.100}: the port must be 1 to 65535: {form}")
         if (host, int(port_text)) in servers:
             raise errors.InvalidAddress(f"{address!r:.100} names {part!r:.100} twice")
         servers.append((host, int(port_text)))
@@ -295,21 +291,16 @@ class ErrorTable:
         internal = self._plain[grpc.StatusCode.INTERNAL]
         if code == grpc.StatusCode.UNAVAILABLE:
             raise self._plain[code](
-                f"no server answers{where}: it is not running, still starting, or not reachable from here "
-                f"({details})"
+                f"no server answers{where}: it is not running, still starting, or not reachable from here ({details})"
             ) from None
         if code == grpc.StatusCode.CANCELLED:
-            raise self._plain[grpc.StatusCode.UNAVAILABLE](
-                f"the call{where} was cancelled ({details})"
-            ) from None
+            raise self._plain[grpc.StatusCode.UNAVAILABLE](f"the call{where} was cancelled ({details})") from None
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             raise self._plain[code](f"no answer{where} in the time given ({details})") from None
         if code == grpc.StatusCode.UNAUTHENTICATED:
             raise self._plain[code](f"refused{where}: {details}") from None
         if code == grpc.StatusCode.UNIMPLEMENTED:
-            raise internal(
-                f"the server{where} does not know this call: is it another version? ({details})"
-            ) from None
+            raise internal(f"the server{where} does not know this call: is it another version? ({details})") from None
         raise internal(f"the call{where} failed with {code.name}: {details}") from None
 
     @contextmanager

@@ -238,9 +238,7 @@ def _link(fd: int, root: Path, path: str) -> None:
                 prune(file)
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise OutOfMemory(
-                        f"{path}: no room for its name under {root}: {error.strerror}"
-                    ) from None
+                    raise OutOfMemory(f"{path}: no room for its name under {root}: {error.strerror}") from None
                 if error.errno == errno.ENAMETOOLONG:
                     raise InvalidPath(f"{path} is too long below {root}") from None
                 raise

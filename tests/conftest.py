@@ -105,9 +105,7 @@ def descriptors() -> Iterator[Resource]:
         if target.startswith("anon_inode:"):
             anonymous[target] += 1
             number = anonymous[target]
-            yield Resource(
-                "descriptor", (target, number), f"descriptor {target} (number {number} of its kind)"
-            )
+            yield Resource("descriptor", (target, number), f"descriptor {target} (number {number} of its kind)")
         else:
             yield Resource("descriptor", (int(entry), target), f"descriptor {entry} -> {target}")
 
@@ -124,11 +122,7 @@ def stat_fields(pid: int) -> tuple[str, int, str] | None:
 
 def family() -> dict[int, tuple[int, str]]:
     """pid -> (parent, start time) of each living descendant; the dead among our own children are reaped."""
-    table = {
-        int(name): found
-        for name in os.listdir("/proc")
-        if name.isdigit() and (found := stat_fields(int(name)))
-    }
+    table = {int(name): found for name in os.listdir("/proc") if name.isdigit() and (found := stat_fields(int(name)))}
     children: dict[int, list[int]] = {}
     for pid, (_, parent, _) in table.items():
         children.setdefault(parent, []).append(pid)
@@ -147,9 +141,7 @@ def processes() -> Iterator[Resource]:
     for pid, (parent, started) in family().items():
         command = command_line(pid)
         if "multiprocessing.resource_tracker" not in command:
-            yield Resource(
-                "process", (pid, started), f"process {pid} (child of {parent}): {command[:200]}", pid
-            )
+            yield Resource("process", (pid, started), f"process {pid} (child of {parent}): {command[:200]}", pid)
 
 
 def command_line(pid: int) -> str:
@@ -162,9 +154,7 @@ def command_line(pid: int) -> str:
 def threads() -> Iterator[Resource]:
     for thread in threading.enumerate():
         if thread is not threading.current_thread():
-            yield Resource(
-                "thread", (id(thread), thread.name), f"thread {thread.name!r} ({type(thread).__name__})"
-            )
+            yield Resource("thread", (id(thread), thread.name), f"thread {thread.name!r} ({type(thread).__name__})")
 
 
 def shared_names() -> Iterator[Resource]:
@@ -199,9 +189,7 @@ def held_outside() -> set[str]:
             continue
         try:
             held.update(os.readlink(f"/proc/{name}/fd/{fd}") for fd in os.listdir(f"/proc/{name}/fd"))
-            held.update(
-                line.split(maxsplit=5)[-1] for line in Path(f"/proc/{name}/maps").read_text().splitlines()
-            )
+            held.update(line.split(maxsplit=5)[-1] for line in Path(f"/proc/{name}/maps").read_text().splitlines())
         except OSError:  # gone meanwhile, or of another user: then its names can't be told
             continue
     return {entry_of(path) for path in held if path.startswith(f"{SHM}/")}
@@ -222,17 +210,14 @@ def left_over(before: set[Resource], held: Iterable[set[Resource]]) -> list[Reso
     if any(found.kind == "process" for found in suspects):
         living = family()
         owners = {found.pid for found in before | booked}
-        suspects = {
-            found for found in suspects if found.kind != "process" or not is_below(found.pid, owners, living)
-        }
+        suspects = {found for found in suspects if found.kind != "process" or not is_below(found.pid, owners, living)}
     if any(found.kind == "name" for found in suspects):
         folders = tuple(f"{path_of(found)}/" for found in booked if found.kind == "name")
         foreign = held_outside()
         suspects = {
             found
             for found in suspects
-            if found.kind != "name"
-            or not (path_of(found).startswith(folders) or entry_of(path_of(found)) in foreign)
+            if found.kind != "name" or not (path_of(found).startswith(folders) or entry_of(path_of(found)) in foreign)
         }
     return sorted(suspects, key=lambda found: (found.kind, found.text))
 

@@ -68,9 +68,7 @@ def test_no_error_is_defined_elsewhere(package: str) -> None:
 def test_each_class_has_its_code(module: object) -> None:
     codes = TABLES[module].codes
     assert {found.__name__ for found in classes(module)} - {found.__name__ for found in codes} == set()
-    assert not {
-        found.__name__ for found in codes if codes[found] in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)
-    }
+    assert not {found.__name__ for found in codes if codes[found] in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)}
 
 
 @pytest.fixture(scope="module")

@@ -95,9 +95,7 @@ def allowed(name: str, target: str) -> bool:
 
 
 def test_every_module_has_a_row_and_every_row_its_module() -> None:
-    assert {unit(name) for name in MODULES} == set(ROW), (
-        "draw the new module into ROWS, or take the lost one out"
-    )
+    assert {unit(name) for name in MODULES} == set(ROW), "draw the new module into ROWS, or take the lost one out"
 
 
 def test_the_denominators_of_the_measures_import_nothing_of_the_project() -> None:

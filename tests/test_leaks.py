@@ -108,9 +108,7 @@ def test_it(keeps):
 
 
 def test_a_failed_test_is_not_checked(pytester: pytest.Pytester) -> None:
-    run(pytester, "def test_it():\n    OPEN.append(os.eventfd(0))\n    assert False\n").assert_outcomes(
-        failed=1
-    )
+    run(pytester, "def test_it():\n    OPEN.append(os.eventfd(0))\n    assert False\n").assert_outcomes(failed=1)
 
 
 def test_what_lies_where_others_have_something_open_is_theirs(pytester: pytest.Pytester) -> None:

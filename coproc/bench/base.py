@@ -106,9 +106,7 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values, with the figures that are shown."""
         shown = {"median": self.median, "p10": self.percentile(10), "p90": self.percentile(90)}
-        ratios = [
-            {**dataclasses.asdict(ratio), "median": ratio.median, "kept": ratio.kept} for ratio in self.ratios
-        ]
+        ratios = [{**dataclasses.asdict(ratio), "median": ratio.median, "kept": ratio.kept} for ratio in self.ratios]
         return {**dataclasses.asdict(self), **shown, "ratios": ratios}
 
 
@@ -196,9 +194,7 @@ def run(names: Iterable[str], options: Options) -> list[Result]:
     chosen = list(names) or list(found)
     unknown = [name for name in chosen if name not in found]
     if unknown:
-        raise ConfigError(
-            f"no measurement is called {', '.join(unknown)}; there are {', '.join(sorted(found))}"
-        )
+        raise ConfigError(f"no measurement is called {', '.join(unknown)}; there are {', '.join(sorted(found))}")
     return [result for name in chosen for result in found[name].run(options)]
 
 
@@ -262,9 +258,7 @@ def as_rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
     case = None
     for result in results:
         scale, unit = _scale(result.median, result.unit)
-        figures = [
-            f"{value * scale:.2f}" for value in (result.median, result.percentile(10), result.percentile(90))
-        ]
+        figures = [f"{value * scale:.2f}" for value in (result.median, result.percentile(10), result.percentile(90))]
         head = (result.case if result.case != case else "", result.contestant, *figures, unit)
         case = result.case
         for ratio in result.ratios or (None,):

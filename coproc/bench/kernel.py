@@ -59,9 +59,7 @@ def _in_place(optimizer: Optimizer, size: int, options: Options) -> list[Result]
     if optimizer.name == "adam" and importlib.util.find_spec("torch"):
         contestants.append(Contestant(TORCH, _torch_fused_adam(size, options.seed)))
     promises = {STREAM: OF_STREAM_AT_LEAST, TORCH: OF_TORCH_AT_LEAST}
-    return _results(
-        f"{optimizer.name}, {_millions(size)}, in place", contestants, promises, front[0], options
-    )
+    return _results(f"{optimizer.name}, {_millions(size)}, in place", contestants, promises, front[0], options)
 
 
 def _crash_safe(optimizer: Optimizer, size: int, options: Options) -> list[Result]:
@@ -73,9 +71,7 @@ def _crash_safe(optimizer: Optimizer, size: int, options: Options) -> list[Resul
         Contestant(PLAIN_STREAM, lambda: streams.out_of_place(front, (gradient,), NOTHING, back)),
     ]
     promises = {STREAM: OF_STREAM_AT_LEAST}
-    return _results(
-        f"{optimizer.name}, {_millions(size)}, crash-safe", contestants, promises, back[0], options
-    )
+    return _results(f"{optimizer.name}, {_millions(size)}, crash-safe", contestants, promises, back[0], options)
 
 
 def _results(

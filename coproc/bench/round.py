@@ -75,9 +75,7 @@ def _measure(
     taken = _turns(contestants, options)
     promised = not options.quick
     ratios = {
-        ROUND: (
-            time_ratio(taken[ROUND], taken[STREAM], STREAM, at_most=AT_MOST.get(size) if promised else None),
-        )
+        ROUND: (time_ratio(taken[ROUND], taken[STREAM], STREAM, at_most=AT_MOST.get(size) if promised else None),)
     }
     if GLOO in taken:
         limit = OF_GLOO_AT_MOST if promised else None

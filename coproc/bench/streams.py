@@ -93,9 +93,7 @@ def _add_line_streamed(
         scales = code.insert_element(none, args[3], ir.Constant(lane, 0))
         first_lane = ir.Constant(ir.VectorType(lane, _VECTOR_FLOATS), [0] * _VECTOR_FLOATS)
         total = code.fmul(total, code.shuffle_vector(scales, none, first_lane))
-        store = code.store(
-            code.fadd(load(sig.args[1], args[1]), total), place(sig.args[0], args[0]), align=64
-        )
+        store = code.store(code.fadd(load(sig.args[1], args[1]), total), place(sig.args[0], args[0]), align=64)
         store.set_metadata("nontemporal", code.module.add_metadata([ir.Constant(lane, 1)]))
         return context.get_dummy_value()
 

@@ -16,9 +16,7 @@ def bench(
         typer.Argument(metavar="[NAME]...", help="Measurements to take; all if none is named."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Raw samples and environment as JSON.")] = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Tiny sizes: see that it runs, not how fast.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: see that it runs, not how fast.")] = False,
     rounds: Annotated[int | None, typer.Option(help="Samples of each contestant.", min=1)] = None,
     show: Annotated[bool, typer.Option("--list", help="Name the measurements there are.")] = False,
 ) -> None:

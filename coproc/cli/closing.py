@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 def closing_words(result: Result, config: TrainConfig, *, demo: bool, validated: bool) -> str:
     """Some lines for a person."""
-    return "\n".join(
-        [_reached(result, config, validated), _saved(result), *_next(result, config, demo, validated)]
-    )
+    return "\n".join([_reached(result, config, validated), _saved(result), *_next(result, config, demo, validated)])
 
 
 def _reached(result: Result, config: TrainConfig, validated: bool) -> str:
@@ -45,12 +43,8 @@ def _next(result: Result, config: TrainConfig, demo: bool, validated: bool) -> l
     lines = ["Try next:"]
     if demo:
         lines.append("  coproc train --consistency ssp            the same, with workers up to 4 steps apart")
-        lines.append(
-            "  coproc train YOUR.parquet --features COLUMNS --label COLUMN --validation OTHER.parquet"
-        )
-        lines.append(
-            "  coproc serve                              a cluster that stays; then train --address …"
-        )
+        lines.append("  coproc train YOUR.parquet --features COLUMNS --label COLUMN --validation OTHER.parquet")
+        lines.append("  coproc serve                              a cluster that stays; then train --address …")
         return lines
     losses = [row["loss"] for row in result.history]
     if not validated:

@@ -44,28 +44,20 @@ def train(
     ] = "auto",
     hidden: Annotated[
         str | None,
-        typer.Option(
-            help="Sizes of hidden layers, as 1024,1024, or none (default: 256).", rich_help_panel=_NET
-        ),
+        typer.Option(help="Sizes of hidden layers, as 1024,1024, or none (default: 256).", rich_help_panel=_NET),
     ] = None,
     activation: Annotated[str, typer.Option(help="relu or tanh.", rich_help_panel=_NET)] = "relu",
-    dropout: Annotated[
-        float, typer.Option(help="Share of activations left out.", rich_help_panel=_NET)
-    ] = 0.0,
+    dropout: Annotated[float, typer.Option(help="Share of activations left out.", rich_help_panel=_NET)] = 0.0,
     loss: Annotated[
         str,
         typer.Option(help="softmax (classes), logistic (0 or 1), squared (numbers).", rich_help_panel=_NET),
     ] = "softmax",
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data (default: 5).", rich_help_panel=_HOW)
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data (default: 5).", rich_help_panel=_HOW)] = None,
     workers: Annotated[int, typer.Option(help="Gradient workers.", rich_help_panel=_HOW)] = 2,
     batch_size: Annotated[
         int | None, typer.Option(help="Rows a gradient (default: 128).", rich_help_panel=_HOW)
     ] = None,
-    optimizer: Annotated[
-        str, typer.Option(help="adam, adamw, momentum, sgd.", rich_help_panel=_HOW)
-    ] = "adam",
+    optimizer: Annotated[str, typer.Option(help="adam, adamw, momentum, sgd.", rich_help_panel=_HOW)] = "adam",
     learning_rate: Annotated[
         float | None, typer.Option(help="Step size (default: 0.001 for adam, adamw).", rich_help_panel=_HOW)
     ] = None,
@@ -76,9 +68,7 @@ def train(
         str,
         typer.Option(help="bsp (synchronous), ssp (bounded), asp (asynchronous).", rich_help_panel=_HOW),
     ] = "bsp",
-    bound: Annotated[
-        int, typer.Option(help="ssp: steps the fastest may be ahead.", rich_help_panel=_HOW)
-    ] = 4,
+    bound: Annotated[int, typer.Option(help="ssp: steps the fastest may be ahead.", rich_help_panel=_HOW)] = 4,
     n_send: Annotated[int, typer.Option(help="Batches summed into one push.", rich_help_panel=_HOW)] = 1,
     n_fetch: Annotated[
         int | None, typer.Option(help="Batches from pull to pull (default: n-send).", rich_help_panel=_HOW)
@@ -98,19 +88,13 @@ def train(
     ] = None,
     address: Annotated[
         str | None,
-        typer.Option(
-            help="coproc://HOST:PORT[,…] of a running cluster; else an embedded one.", rich_help_panel=_WHERE
-        ),
+        typer.Option(help="coproc://HOST:PORT[,…] of a running cluster; else an embedded one.", rich_help_panel=_WHERE),
     ] = None,
     token: Annotated[
         str | None, typer.Option(help="Its token; better in COPROC_TOKEN.", rich_help_panel=_WHERE)
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Name of the model in the cluster.", rich_help_panel=_WHERE)
-    ] = None,
-    servers: Annotated[
-        int, typer.Option(help="Servers of the embedded cluster.", rich_help_panel=_WHERE)
-    ] = 1,
+    model: Annotated[str | None, typer.Option(help="Name of the model in the cluster.", rich_help_panel=_WHERE)] = None,
+    servers: Annotated[int, typer.Option(help="Servers of the embedded cluster.", rich_help_panel=_WHERE)] = 1,
     shards: Annotated[
         int | None, typer.Option(help="Shards of the model (default: one a server).", rich_help_panel=_WHERE)
     ] = None,
@@ -166,9 +150,7 @@ def run(data: str | None, validation: str | None, output: str | None, given: dic
             source, measured_on = (str(path) for path in write_digits(Path(folder)))
         config = TrainConfig(**given)
         with Display() as display:
-            result = train_on(
-                config, source, validation=measured_on, output=directory, on_progress=display.update
-            )
+            result = train_on(config, source, validation=measured_on, output=directory, on_progress=display.update)
     from coproc.cli.closing import closing_words
 
     typer.echo(closing_words(result, config, demo=data is None, validated=measured_on is not None))

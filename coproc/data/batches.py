@@ -34,9 +34,7 @@ class Batches:
     Not thread-safe: gathers into buffers of its own, allocated once. 0.03 ms for 128 images of 784 bytes.
     """
 
-    def __init__(
-        self, rows: Rows, batch_size: int, seed: int, partition_index: int, scale: float = 1.0
-    ) -> None:
+    def __init__(self, rows: Rows, batch_size: int, seed: int, partition_index: int, scale: float = 1.0) -> None:
         """`rows`: a `Partition`, or any rows. `scale`: features are divided by it.
 
         Raises:

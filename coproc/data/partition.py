@@ -137,9 +137,7 @@ def _checked(metadata: Mapping[str, Any]) -> Metadata:
             raise DataError(f"the metadata of a partition has {key} = {value!r}, which is no possible size")
     for key, types in (("features_dtype", FEATURE_TYPES), ("labels_dtype", LABEL_TYPES)):
         if metadata.get(key) not in types:
-            raise DataError(
-                f"the metadata of a partition has {key} = {metadata.get(key)!r}, not {' or '.join(types)}"
-            )
+            raise DataError(f"the metadata of a partition has {key} = {metadata.get(key)!r}, not {' or '.join(types)}")
     if not isinstance(metadata.get("fingerprint"), str):
         raise DataError("the metadata of a partition has no fingerprint")
     known = dict(metadata)

@@ -159,9 +159,7 @@ def _plain(kind: Any) -> Any:
 
 def _is_number(kind: Any) -> bool:
     types = pa.types
-    return bool(
-        types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
-    )
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind))
 
 
 def _is_list(kind: Any) -> bool:

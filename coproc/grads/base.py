@@ -210,9 +210,7 @@ class Softmax(Loss):
     def value_and_delta(self, raw: Array, labels: Labels, denominator: int) -> float:
         count, classes = raw.shape
         if labels.ndim != 1 or labels.min() < 0 or labels.max() >= classes:
-            raise DataError(
-                f"labels must be class ids 0 to {classes - 1}; these are {labels.min()} to {labels.max()}"
-            )
+            raise DataError(f"labels must be class ids 0 to {classes - 1}; these are {labels.min()} to {labels.max()}")
         index = labels if labels.dtype.kind in "iu" else labels.astype(np.int64)
         rows = np.arange(count)
         raw -= raw.max(axis=1, keepdims=True)
@@ -242,9 +240,7 @@ class Logistic(Loss):
 
     def value_and_delta(self, raw: Array, labels: Labels, denominator: int) -> float:
         if labels.min() < 0 or labels.max() > 1:
-            raise DataError(
-                f"labels of a logistic loss must be 0 or 1; these are {labels.min()} to {labels.max()}"
-            )
+            raise DataError(f"labels of a logistic loss must be 0 or 1; these are {labels.min()} to {labels.max()}")
         targets = labels.reshape(raw.shape).astype(np.float32)
         small = np.exp(-np.abs(raw))  # never overflows
         value = float(np.sum(np.maximum(raw, 0) - raw * targets + np.log1p(small))) / len(raw)
@@ -335,9 +331,7 @@ def affine(rows: Array, weight: Array, bias: Array, out: Array) -> None:
     np.add(out, bias, out=out)
 
 
-def affine_gradient(
-    rows: Array, delta: Array, weight: Array, bias: Array, block: Array | None = None
-) -> None:
+def affine_gradient(rows: Array, delta: Array, weight: Array, bias: Array, block: Array | None = None) -> None:
     """weight (n, m) = rows.T (n, b) @ delta (b, m), bias (m,) = sum of delta over the rows, written in place.
 
     With a `block` (of `gradient_block`) both are added to what is there instead.
@@ -368,9 +362,7 @@ class OneLayer(GradientBackend):
         self.inputs = positive("inputs (features a row)", inputs)
         self.outputs = positive("outputs", outputs)
         self.loss = loss
-        self.layout = ParamLayout.of(
-            {"layers.0.weight": (self.inputs, self.outputs), "layers.0.bias": (self.outputs,)}
-        )
+        self.layout = ParamLayout.of({"layers.0.weight": (self.inputs, self.outputs), "layers.0.bias": (self.outputs,)})
 
     def init(self, seed: int) -> Array:
         # Convex: every start ends at the same optimum, and 0 has the smallest norm.

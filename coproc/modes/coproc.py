@@ -63,9 +63,7 @@ class CoprocMode:
 
     def exchange_spec(self) -> ExchangeSpec:
         settings = self._settings
-        return ExchangeSpec(
-            "coproc", {"address": settings.address, "token": settings.token, "model": settings.model}
-        )
+        return ExchangeSpec("coproc", {"address": settings.address, "token": settings.token, "model": settings.model})
 
     def snapshot(self, *, timeout_s: float) -> Snapshot:
         return self.model.snapshot(timeout_s)

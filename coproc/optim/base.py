@@ -139,9 +139,7 @@ class Optimizer(ABC):
         """Its name and settings, as JSON values."""
         return {"name": self.name, **dataclasses.asdict(self)}
 
-    def _number(
-        self, field: str, *, least: float, below: float | None = None, more_than: bool = False
-    ) -> None:
+    def _number(self, field: str, *, least: float, below: float | None = None, more_than: bool = False) -> None:
         """Check a setting and make it a float: finite, at least (or more than) `least`, less than `below`."""
         value: Any = getattr(self, field)
         wanted = f"a number {'greater than' if more_than else 'of at least'} {least:g}"
@@ -177,9 +175,7 @@ def registered() -> Mapping[str, type[Optimizer]]:
         classes = [
             value
             for value in vars(module).values()
-            if isinstance(value, type)
-            and issubclass(value, Optimizer)
-            and value.__module__ == module.__name__
+            if isinstance(value, type) and issubclass(value, Optimizer) and value.__module__ == module.__name__
         ]
         if len(classes) != 1 or classes[0].name != entry.name:
             raise TypeError(

@@ -117,9 +117,7 @@ def warm(optimizer: Optimizer, counts: Iterable[tuple[int, int]], streamed: bool
     size = base.LINE_FLOATS + 1  # a whole line and a short one: all that a pass can meet
     scratch = aligned_row(4 * base.LINE_FLOATS)
     constants = optimizer.constants(1, optimizer.learning_rate)
-    front, back = (
-        tuple([aligned_row(size) for _ in range(1 + len(optimizer.state_rows))]) for _ in ("front", "back")
-    )
+    front, back = (tuple([aligned_row(size) for _ in range(1 + len(optimizer.state_rows))]) for _ in ("front", "back"))
     for updates, members in counts:
         gradients = ((aligned_row(size),) * members,) * updates
         weights = ((np.float32(1),) * members,) * updates
@@ -286,9 +284,7 @@ def _decorated(function: Callable[..., None]) -> CompiledSweep:
     before = config.CACHE_DIR
     config.CACHE_DIR = "" if directory is None else str(directory)
     try:
-        compiled: CompiledSweep = numba.njit(nogil=True, error_model="numpy", cache=directory is not None)(
-            function
-        )
+        compiled: CompiledSweep = numba.njit(nogil=True, error_model="numpy", cache=directory is not None)(function)
     finally:
         config.CACHE_DIR = before
     return compiled

@@ -67,9 +67,7 @@ def require_java() -> None:
         raise Unsupported(f"`{java} -version` does not tell a version: {INSTALL_JAVA}")
     major = int(found.group(1)) if found.group(1) != "1" else int(found.group(2) or 0)
     if major < JAVA_MINIMUM:
-        raise Unsupported(
-            f"Spark 4 needs Java {JAVA_MINIMUM} or newer, and {java} is Java {major}: {INSTALL_JAVA}"
-        )
+        raise Unsupported(f"Spark 4 needs Java {JAVA_MINIMUM} or newer, and {java} is Java {major}: {INSTALL_JAVA}")
 
 
 def require_pyspark() -> None:
@@ -151,8 +149,7 @@ class LocalSpark:
         # It lives for one training, and the work is done in Python: what the optimizing compiler and a
         # parallel collector cost (a third of all its processor time) they never bring in again.
         java_options = (
-            f"-Dlog4j2.configurationFile={self._dir / 'log4j2.properties'} "
-            "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+            f"-Dlog4j2.configurationFile={self._dir / 'log4j2.properties'} -XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
         )
         settings: dict[str, Any] = {
             "spark.driver.host": "127.0.0.1",

@@ -62,9 +62,7 @@ class SparkPool:
         by_task = {int(row["task"]): WorkerReport.from_json(row["report"]) for row in rows}
         return [by_task[index] for index in sorted(by_task)]
 
-    def map_in_arrow(
-        self, frame: DataFrame, body: Body, schema: str, *, stop: Callable[[], bool] = never
-    ) -> list[Any]:
+    def map_in_arrow(self, frame: DataFrame, body: Body, schema: str, *, stop: Callable[[], bool] = never) -> list[Any]:
         """Run `body` over each partition of `frame` and collect the rows it yields; few and small ones.
 
         An iterator that `body` leaves half read is drained. [] when it was stopped.
@@ -82,9 +80,7 @@ class SparkPool:
             self._on_close = None
 
 
-def run_job(
-    session: SparkSession, job: Callable[[], list[Any]], stop: Callable[[], bool] = never
-) -> list[Any]:
+def run_job(session: SparkSession, job: Callable[[], list[Any]], stop: Callable[[], bool] = never) -> list[Any]:
     """Run `job` and wait; a stop, or an exception in this thread, cancels it. [] when it was stopped.
 
     Raises:
@@ -148,9 +144,7 @@ def sentence(error: BaseException) -> BaseException:
     if not isinstance(error, Exception):
         return error
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("\t", "  "))]
-    first = next(
-        (line for line in lines if "Error" in line or "Exception" in line), lines[0] if lines else ""
-    )
+    first = next((line for line in lines if "Error" in line or "Exception" in line), lines[0] if lines else "")
     return ServerError(f"a Spark job failed: {(first or type(error).__name__)[:500]}")
 
 

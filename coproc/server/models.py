@@ -1,9 +1,9 @@
 """The models of one server: creating, finding again after a restart, deleting; a directory each.
 
-    <directory>/models/NAME/spec.json    what it is; its presence makes the model exist on this server
-                            control      on the sequencer
-                            shard-0      a region for each shard of this server
-                            seats/       on the sequencer
+<directory>/models/NAME/spec.json    what it is; its presence makes the model exist on this server
+                        control      on the sequencer
+                        shard-0      a region for each shard of this server
+                        seats/       on the sequencer
 """
 
 from __future__ import annotations

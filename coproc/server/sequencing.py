@@ -366,5 +366,3 @@ class SequencerLoop:
         general = self._control.general
         general.store(ctl.SEATS_CHANGED, general.load(ctl.SEATS_CHANGED) + 1)
         self._map.refresh()
-
-

@@ -331,7 +331,9 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
 
     def _peer(self, server: str) -> Any:
         [(host, port)] = tier_wire.parse_address(f"coproc://{server}")
-        return _Peer(coproc_pb2_grpc.CoprocessorStub(tier_wire.channel(host, port, token=self._token, tls=self._tls)), server)
+        return _Peer(
+            coproc_pb2_grpc.CoprocessorStub(tier_wire.channel(host, port, token=self._token, tls=self._tls)), server
+        )
 
     def _drop_on(self, servers: list[str], name: str) -> None:
         for server in servers:
@@ -373,7 +375,7 @@ class _Peer:
         return checked
 
 
-class _coproc_errors:  # noqa: N801  (a context manager reads best in lower case)
+class _coproc_errors:
     """Errors of the tier as this package's."""
 
     def __enter__(self) -> None:

@@ -151,9 +151,7 @@ class Sweeper:
             return False
         probe.hit("sweep.before")
         _, front, bank = shard.front()
-        self._apply(
-            plan, (shard.buffers[front], *shard.banks[bank]), (shard.buffers[back], *shard.banks[1 - bank])
-        )
+        self._apply(plan, (shard.buffers[front], *shard.banks[bank]), (shard.buffers[back], *shard.banks[1 - bank]))
         self._updates += len(plan.updates)
         if plan.learning_rate_word is not None:
             self._rate = plan.learning_rate_word
@@ -165,16 +163,16 @@ class Sweeper:
         shard.words.ring(pub.BELL)
         return True
 
-    def _apply(self, plan: Sweep, front: tuple[NDArray[np.float32], ...], back: tuple[NDArray[np.float32], ...]) -> None:
+    def _apply(
+        self, plan: Sweep, front: tuple[NDArray[np.float32], ...], back: tuple[NDArray[np.float32], ...]
+    ) -> None:
         if not plan.updates:
             for source, target in zip(front, back, strict=True):
                 target[:] = source
             return
         optimizer, rate = self._spec.optimizer, ctl.word_to_float(self._rate)
         seats_open = self._seats.open
-        gradients = tuple(
-            [tuple([seats_open[m.seat].slots[m.slot] for m in members]) for members in plan.updates]
-        )
+        gradients = tuple([tuple([seats_open[m.seat].slots[m.slot] for m in members]) for members in plan.updates])
         weights = tuple([_shares(members) for members in plan.updates])
         first = self._updates + 1
         constants = tuple([optimizer.constants(first + i, rate) for i in range(len(plan.updates))])

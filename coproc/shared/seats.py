@@ -32,6 +32,7 @@ BELL = 24
 _WORDS = 64
 NO_PIN = -1
 
+
 class Commit(NamedTuple):
     """What a slot's line says about the gradient in it."""
 

@@ -115,9 +115,7 @@ class GradientBackendTests:
         slope = (ahead - behind) / (2 * float(step))
         assert abs(slope - float(found @ way)) < 0.02 * float(found @ way)
 
-    def test_batches_with_one_denominator_accumulate_to_the_mean_over_all_rows(
-        self, spec: Mapping[str, Any]
-    ) -> None:
+    def test_batches_with_one_denominator_accumulate_to_the_mean_over_all_rows(self, spec: Mapping[str, Any]) -> None:
         backend = create({**spec, "dropout": 0.0} if "dropout" in spec else spec)
         params, whole = random_params(backend), random_batch(backend, 12)
         _, expected = gradient(backend, params, whole)

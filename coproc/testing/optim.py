@@ -340,9 +340,7 @@ class OptimizerSuite:
 
     @each_case
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-    def test_what_is_not_finite_stays_where_it_is_and_is_not_lost(
-        self, optimizer: Optimizer, bad: float
-    ) -> None:
+    def test_what_is_not_finite_stays_where_it_is_and_is_not_lost(self, optimizer: Optimizer, bad: float) -> None:
         front, (a, b) = rows(optimizer), gradients(2)
         expected = descend(optimizer, [(a, b)], front)
         places = [0, 17, SIZE - 1]  # in the tail too

@@ -162,9 +162,7 @@ class Run:
             plan=plan,
             mode=mode,
             pool=pool,
-            tasks_of=lambda epoch, group: tasks_of_group(
-                plan, mode.exchange_spec(), destination, epoch, group
-            ),
+            tasks_of=lambda epoch, group: tasks_of_group(plan, mode.exchange_spec(), destination, epoch, group),
             evaluate=evaluate,
             measured_on=measured_on,
             on_progress=self.on_progress,

@@ -140,9 +140,7 @@ class TrainConfig:
             raise ConfigError(f"--bound must be at least 0, not {self.bound}")
         if self.scale is not None and not (np.isfinite(self.scale) and self.scale > 0):
             raise ConfigError(f"--scale is what features are divided by: above 0, not {self.scale}")
-        if self.learning_rate is not None and not (
-            np.isfinite(self.learning_rate) and self.learning_rate > 0
-        ):
+        if self.learning_rate is not None and not (np.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ConfigError(f"--learning-rate must be a number above 0, not {self.learning_rate}")
         _one_of("--loss", self.loss, LOSS_KINDS)
         _one_of("--optimizer", self.optimizer, LEARNING_RATES)

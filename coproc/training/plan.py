@@ -49,8 +49,7 @@ def require_mode(config: TrainConfig, capabilities: Capabilities) -> None:
     """Raises ConfigError if the mode cannot do what the plan needs."""
     if config.consistency not in capabilities.consistencies:
         raise ConfigError(
-            f"the mode {config.mode!r} can be {', '.join(sorted(capabilities.consistencies))}, "
-            f"not {config.consistency}"
+            f"the mode {config.mode!r} can be {', '.join(sorted(capabilities.consistencies))}, not {config.consistency}"
         )
 
 

@@ -251,7 +251,7 @@ def test_a_token_is_asked_for():
 
 
 def test_nobody_there():
-    with pytest.raises(coproc.Unreachable, match="127.0.0.1:1"):
+    with pytest.raises(coproc.Unreachable, match=r"127\.0\.0\.1:1"):
         coproc.connect("coproc://127.0.0.1:1")
     with pytest.raises(coproc.ConfigError, match="coproc://"):
         coproc.connect("127.0.0.1:1")

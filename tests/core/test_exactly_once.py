@@ -141,21 +141,23 @@ class Threads:
 @pytest.mark.parametrize("point", SERVER_POINTS)
 @pytest.mark.parametrize("consistency", [coproc.Asp(), coproc.Bsp(workers=2)], ids=["asp", "bsp"])
 def test_a_server_killed_at(name, point, consistency):
-    with coproc.LocalCluster(environment={"COPROC_FAILPOINT": f"{point}:13"}) as cluster:
-        with coproc.connect(cluster.address) as client:
-            model = create(client, name, consistency=consistency)
-            steps = 60
-            threads = Threads(model, 2, steps)
-            [server] = cluster.servers
-            assert server.wait(timeout_s=60) == -signal.SIGKILL
-            del server.environment["COPROC_FAILPOINT"]
-            server.restart()
-            threads.finish()
-            snapshot = model.snapshot()
-            if consistency == coproc.Asp():
-                assert (snapshot.version, whole(snapshot)) == (2 * steps, steps * (1 + 2))
-            else:
-                assert (snapshot.version, whole(snapshot)) == (steps, steps * 1.5)
+    with (
+        coproc.LocalCluster(environment={"COPROC_FAILPOINT": f"{point}:13"}) as cluster,
+        coproc.connect(cluster.address) as client,
+    ):
+        model = create(client, name, consistency=consistency)
+        steps = 60
+        threads = Threads(model, 2, steps)
+        [server] = cluster.servers
+        assert server.wait(timeout_s=60) == -signal.SIGKILL
+        del server.environment["COPROC_FAILPOINT"]
+        server.restart()
+        threads.finish()
+        snapshot = model.snapshot()
+        if consistency == coproc.Asp():
+            assert (snapshot.version, whole(snapshot)) == (2 * steps, steps * (1 + 2))
+        else:
+            assert (snapshot.version, whole(snapshot)) == (steps, steps * 1.5)
 
 
 @pytest.mark.parametrize(

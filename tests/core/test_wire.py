@@ -1,4 +1,4 @@
-"""The wire takes nothing for granted: random bytes, wrong orders and foreign paths get an error, and the server lives."""
+"""The wire takes nothing for granted: random bytes, wrong orders, foreign paths get an error; the server lives."""
 
 from __future__ import annotations
 
@@ -25,21 +25,25 @@ def raw(cluster):
         yield connection
 
 
+def code_of(call, payload, streams_out):
+    try:
+        answer = call(payload, timeout=10)
+        list(answer) if streams_out else answer
+    except grpc.RpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
 @pytest.mark.parametrize(("method", "streams_in", "streams_out"), METHODS, ids=[m[0] for m in METHODS])
 def test_random_bytes_get_an_error(raw, client, method, streams_in, streams_out):
     dice = random.Random(method)
     kind = ("stream" if streams_in else "unary") + "_" + ("stream" if streams_out else "unary")
     call = getattr(raw, kind)(f"/coproc.v1.Coprocessor/{method}")
-    answers = 0
+    codes = []
     for length in (0, 1, 3, 17, 200, 5000):
         payload = dice.randbytes(length)
-        try:
-            answer = call(iter([payload]) if streams_in else payload, timeout=10)
-            list(answer) if streams_out else answer
-        except grpc.RpcError as error:
-            assert error.code() not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
-        answers += 1
-    assert answers == 6
+        codes.append(code_of(call, iter([payload]) if streams_in else payload, streams_out))
+    assert not {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE} & set(codes)
     assert client.status().servers[0].error == ""
 
 

@@ -42,9 +42,7 @@ def _table(features: Any, labels: Any = None, **others: Any) -> pa.Table:
 
 
 def _read(table: pa.Table, kind: Any = "classification", features: Any = "features", **more: Any) -> Rows:
-    return read(
-        table.to_batches(), plan_columns(table.schema, features, "label", kind, **more), "rows.parquet"
-    )
+    return read(table.to_batches(), plan_columns(table.schema, features, "label", kind, **more), "rows.parquet")
 
 
 def _dense(values: Sequence[float]) -> dict[str, Any]:
@@ -376,9 +374,7 @@ def test_real_images_stay_bytes() -> None:
 
 def test_real_floats_and_a_text_column() -> None:
     numbers = pa.FixedSizeListArray.from_arrays(pa.array(np.linspace(-1, 1, 56), pa.float32()), 28)
-    stand_in = _table(
-        numbers, pa.array([0, 1], pa.float32()), source=pa.array(["a", "b"]).dictionary_encode()
-    )
+    stand_in = _table(numbers, pa.array([0, 1], pa.float32()), source=pa.array(["a", "b"]).dictionary_encode())
     table = _real("higgs_test.parquet", stand_in)
     rows = _read(table, "binary")
     assert rows.features.shape == (len(table), 28)

@@ -63,9 +63,7 @@ def test_a_setting_that_cannot_work_is_a_sentence(spec: dict[str, Any], sentence
         ("logistic", 1, [0, 2], "must be 0 or 1; these are 0 to 2"),
     ],
 )
-def test_a_label_out_of_range_is_a_sentence(
-    loss: str, outputs: int, labels: list[int], sentence: str
-) -> None:
+def test_a_label_out_of_range_is_a_sentence(loss: str, outputs: int, labels: list[int], sentence: str) -> None:
     backend = create({**MLP, "outputs": outputs, "loss": loss})
     batch = Batch(np.ones((2, 4), np.float32), np.array(labels, np.int32))
     out = np.zeros(backend.layout.size, np.float32)
@@ -100,9 +98,7 @@ def test_dropout_leaves_out_its_share_and_keeps_the_mean(share: float) -> None:
     views["layers.1.weight"][:] = 1 / width
     out = np.zeros_like(params)
     ones, target = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
-    values = [
-        backend.value_and_grad(params, Batch(ones, target, key=(1, 2, 3, k)), out=out) for k in range(20)
-    ]
+    values = [backend.value_and_grad(params, Batch(ones, target, key=(1, 2, 3, k)), out=out) for k in range(20)]
     means = np.sqrt(2 * np.array(values))
     deviation = math.sqrt(share / (1 - share) / width)
     assert abs(means.mean() - 1) < 5 * deviation / math.sqrt(20)

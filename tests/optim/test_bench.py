@@ -92,21 +92,15 @@ def test_the_loops_move_every_float(size: int) -> None:
 def test_kernel_runs_every_contestant() -> None:
     results = kernel.run(Options(quick=True))
     cases = {(result.case.split(",")[0], result.case.split(",")[-1].strip()) for result in results}
-    assert cases == {
-        (name, way) for name in ("sgd", "momentum", "adam", "adamw") for way in ("in place", "crash-safe")
-    }
+    assert cases == {(name, way) for name in ("sgd", "momentum", "adam", "adamw") for way in ("in place", "crash-safe")}
     again = kernel.run(Options(quick=True))
     sums = [result.checksum for result in results if result.contestant == kernel.SWEEP]
     assert sums == [result.checksum for result in again if result.contestant == kernel.SWEEP]
     assert len(set(sums)) > 4
 
 
-def test_the_json_has_the_raw_samples(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    result = Result(
-        "kernel", "case", "sweep", "s", (1.0, 3.0), (Ratio("loop", "speed", (0.5,), at_least=0.8),)
-    )
+def test_the_json_has_the_raw_samples(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    result = Result("kernel", "case", "sweep", "s", (1.0, 3.0), (Ratio("loop", "speed", (0.5,), at_least=0.8),))
     monkeypatch.setattr(kernel, "run", lambda options: [result])
     assert main(["kernel", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

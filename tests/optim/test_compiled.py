@@ -167,9 +167,7 @@ COMPILE = (
 
 def compile_in_a_process(**environment: str) -> tuple[str, int, int]:
     """(directory, found in it, not found in it) of a fresh interpreter."""
-    kept = {
-        key: value for key, value in os.environ.items() if key not in ("XDG_CACHE_HOME", "NUMBA_CACHE_DIR")
-    }
+    kept = {key: value for key, value in os.environ.items() if key not in ("XDG_CACHE_HOME", "NUMBA_CACHE_DIR")}
     run = subprocess.run(
         [sys.executable, "-c", COMPILE],
         env={**kept, **environment},
@@ -239,9 +237,7 @@ def a_file(root: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [others_may_write, link_elsewhere, a_file])
-def test_a_place_that_is_not_ours_alone_is_not_used(
-    roots: tuple[Path, Path], spoil: Callable[[Path], None]
-) -> None:
+def test_a_place_that_is_not_ours_alone_is_not_used(roots: tuple[Path, Path], spoil: Callable[[Path], None]) -> None:
     spoil(roots[0])
     found = compiled.cache_directory()
     assert found is not None

@@ -137,9 +137,10 @@ def test_with_a_fence_one_of_two_sees_the_other() -> None:
     words = np.zeros(40, np.int64)
     seen = [np.zeros(times, np.int64) for _ in range(2)]
     cross(words, 0, 8, 16, 0, seen[0])
-    assert together(
-        lambda: cross(words, 0, 8, 16, times, seen[0]), lambda: cross(words, 8, 0, 16, times, seen[1])
-    ) == [True, True]
+    assert together(lambda: cross(words, 0, 8, 16, times, seen[0]), lambda: cross(words, 8, 0, 16, times, seen[1])) == [
+        True,
+        True,
+    ]
     rounds = np.arange(1, times + 1)
     missed = (seen[0] < rounds) & (seen[1] < rounds)
     assert not missed.any()

@@ -35,9 +35,7 @@ from coproc.optim import base
         (optim.AdamW, {"weight_decay": math.nan}, "weight_decay of AdamW"),
     ],
 )
-def test_a_wrong_setting_gets_a_sentence(
-    kind: type[optim.Optimizer], settings: dict[str, Any], sentence: str
-) -> None:
+def test_a_wrong_setting_gets_a_sentence(kind: type[optim.Optimizer], settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         kind(**settings)
 

@@ -240,9 +240,7 @@ def test_a_full_file_system_is_a_sentence(directory: Path, monkeypatch: pytest.M
     assert files(directory) == []
 
 
-def test_a_file_system_without_unnamed_files_is_a_sentence(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_system_without_unnamed_files_is_a_sentence(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lacking(*_: object, **__: object) -> int:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 

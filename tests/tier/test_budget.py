@@ -126,9 +126,7 @@ def test_the_sum_is_that_of_a_dict(operations: list[tuple[str, str, str, int]]) 
 
 def test_too_small_shared_memory_is_refused_with_sizes_and_the_fix() -> None:
     check_shared_memory(SHM, 1)
-    with pytest.raises(
-        OutOfMemory, match=r"1048576\.0 GiB of shared memory are needed.*are free.*--shm-size"
-    ):
+    with pytest.raises(OutOfMemory, match=r"1048576\.0 GiB of shared memory are needed.*are free.*--shm-size"):
         check_shared_memory(SHM, 1 << 50)
 
 
@@ -141,9 +139,7 @@ def test_the_default_is_most_of_what_is_free_and_what_is_held() -> None:
 
 def test_every_error_survives_a_pickle() -> None:
     kinds = [
-        kind
-        for kind in vars(storage_tier.errors).values()
-        if isinstance(kind, type) and issubclass(kind, TierError)
+        kind for kind in vars(storage_tier.errors).values() if isinstance(kind, type) and issubclass(kind, TierError)
     ]
     assert len(kinds) > 10
     for kind in kinds:

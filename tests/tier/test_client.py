@@ -423,9 +423,7 @@ def test_killed_writers_lose_nothing_acknowledged_and_leave_nothing_half(
         for info in blocks:
             number = int(info.metadata["number"])
             with client.open(info.path) as block:
-                assert np.array_equal(
-                    np.frombuffer(block.data, np.uint8), content(number, 20_000 + number % 5)
-                )
+                assert np.array_equal(np.frombuffer(block.data, np.uint8), content(number, 20_000 + number % 5))
         assert client.delete_prefix("/kill") == len(blocks)
     assert scan(server.directory / "blocks") == ([], [])
     assert os.listdir(server.directory / "blocks") == []
@@ -473,9 +471,7 @@ def wait_until(client: TierClient, reservation_count: int) -> object:
     raise AssertionError(f"{status}")
 
 
-def test_a_far_writer_that_dies_in_its_stream_publishes_nothing(
-    client: TierClient, shared_server: object
-) -> None:
+def test_a_far_writer_that_dies_in_its_stream_publishes_nothing(client: TierClient, shared_server: object) -> None:
     from storage_tier.v1 import tier_pb2, tier_pb2_grpc
 
     with channel("127.0.0.1", shared_server.port) as plain:

@@ -230,9 +230,7 @@ def test_a_restart_rebuilds_from_the_headers(directory: Path) -> None:
         status = tier.status()
         assert (status.block_count, status.damaged_count) == (19, 1)
         assert "noise" in status.damaged[0]
-        assert [info.path for info in tier.list("/runs/1")] == [
-            f"/runs/1/{number:05}" for number in range(1, 20, 3)
-        ]
+        assert [info.path for info in tier.list("/runs/1")] == [f"/runs/1/{number:05}" for number in range(1, 20, 3)]
 
 
 def test_the_budget_refuses_and_readers_go_on(tier: Tier) -> None:
@@ -359,9 +357,7 @@ def test_list_by_prefix_and_page(tier: Tier) -> None:
 
 
 Names = st.sampled_from(["/a", "/b", "/a/b", "/a/b/c", "/ab", "/b/x"])
-Action = st.tuples(
-    st.sampled_from(["put", "delete", "delete_prefix", "restart", "link"]), Names, st.integers(0, 9)
-)
+Action = st.tuples(st.sampled_from(["put", "delete", "delete_prefix", "restart", "link"]), Names, st.integers(0, 9))
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -373,9 +369,7 @@ def test_the_store_is_a_dict(directory: Path, actions: list[tuple[str, str, int]
     tier, model = Tier(own, 1 << 20), dict[str, int]()
 
     def blocked(path: str) -> bool:
-        return any(
-            path == there or path.startswith(there + "/") or there.startswith(path + "/") for there in model
-        )
+        return any(path == there or path.startswith(there + "/") or there.startswith(path + "/") for there in model)
 
     try:
         for verb, path, size_bytes in actions:
@@ -405,9 +399,7 @@ def test_the_store_is_a_dict(directory: Path, actions: list[tuple[str, str, int]
                 tier = Tier(own, 1 << 20)
             assert {info.path: info.size_bytes for info in tier.list()} == model
         reserved_bytes = 8192 * tier.status().reservation_count
-        assert (
-            tier.budget.used_bytes == sum(4096 * (1 + bool(size)) for size in model.values()) + reserved_bytes
-        )
+        assert tier.budget.used_bytes == sum(4096 * (1 + bool(size)) for size in model.values()) + reserved_bytes
         assert json.loads((own / "identity.json").read_bytes())["server_id"] == tier.server_id
     finally:
         tier.close()

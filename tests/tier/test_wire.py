@@ -152,9 +152,7 @@ def test_nobody_listens() -> None:
         port = taken.getsockname()[1]
         with TierClient(f"coproc://127.0.0.1:{port}") as client:
             began = time.monotonic()
-            with pytest.raises(
-                errors.Unreachable, match=rf"no server answers at 127\.0\.0\.1:{port}: it is not"
-            ):
+            with pytest.raises(errors.Unreachable, match=rf"no server answers at 127\.0\.0\.1:{port}: it is not"):
                 client.status(timeout_s=20)
             assert time.monotonic() - began < 10, "refused is known at once"
 
@@ -171,9 +169,7 @@ def test_somebody_listens_and_says_nothing() -> None:
 
 def test_a_port_in_use_is_a_sentence(shared_server: object, capfd: pytest.CaptureFixture[str]) -> None:
     server = RpcServer(port=shared_server.port)
-    with pytest.raises(
-        errors.AddressInUse, match=rf"127\.0\.0\.1:{shared_server.port} cannot be listened on: Address"
-    ):
+    with pytest.raises(errors.AddressInUse, match=rf"127\.0\.0\.1:{shared_server.port} cannot be listened on: Address"):
         server.start()
     server.stop()
     server = RpcServer(host="203.0.113.7")
@@ -297,9 +293,7 @@ METHODS = list(tier_pb2.DESCRIPTOR.services_by_name["Tier"].methods)
 
 @settings(max_examples=150)
 @given(st.sampled_from(METHODS), st.lists(st.binary(max_size=60), min_size=1, max_size=4))
-def test_any_bytes_get_an_answer_or_an_error(
-    shared_server: object, method: object, messages: list[bytes]
-) -> None:
+def test_any_bytes_get_an_answer_or_an_error(shared_server: object, method: object, messages: list[bytes]) -> None:
     with channel("127.0.0.1", shared_server.port) as plain:
         path = f"/{METHODS[0].containing_service.full_name}/{method.name}"
         streams = plain.stream_stream if method.client_streaming else plain.unary_stream
@@ -340,9 +334,7 @@ Requests = st.one_of(
 
 @settings(max_examples=150)
 @given(Requests)
-def test_any_messages_get_an_answer_or_a_typed_error(
-    shared_server: object, request_of: tuple[str, object]
-) -> None:
+def test_any_messages_get_an_answer_or_a_typed_error(shared_server: object, request_of: tuple[str, object]) -> None:
     name, request = request_of
     with channel("127.0.0.1", shared_server.port) as plain:
         call = getattr(tier_pb2_grpc.TierStub(plain), name)

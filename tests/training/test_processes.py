@@ -94,17 +94,14 @@ def test_a_child_that_dies_is_started_again(puppets, tmp_path):
 
 
 def test_a_child_that_always_dies_is_named(puppets):
-    pool = puppets(
-        ANSWER + "    sys.stderr.write('the last words'); sys.stderr.flush(); os.kill(os.getpid(), 9)\n"
-    )
+    pool = puppets(ANSWER + "    sys.stderr.write('the last words'); sys.stderr.flush(); os.kill(os.getpid(), 9)\n")
     with pytest.raises(ServerError, match=r"worker 3 died 4 times \(SIGKILL: the last words\)"):
         pool.run([task(3)])
 
 
 def test_reports_come_in_the_order_of_the_tasks(puppets):
     pool = puppets(
-        ANSWER
-        + "    print(json.dumps({'worker': task['worker'], 'first_step': 0, 'next_step': 1, 'epochs': [],"
+        ANSWER + "    print(json.dumps({'worker': task['worker'], 'first_step': 0, 'next_step': 1, 'epochs': [],"
         " 'stopped': False, 'wall_s': 0.0}), flush=True)\n"
     )
     assert [each.worker for each in pool.run([task(worker) for worker in (5, 1, 4, 2)])] == [5, 1, 4, 2]

@@ -60,17 +60,14 @@ def _nothing_stays(cluster):
 def by_hand(cluster, table, config):
     """The parameters that one process gets from the same batches, without worker, pool or cluster."""
     destination = Destination(cluster.address, "by-hand", "secret")
-    ingested = ingest_table(
-        table, destination, partitions_count=config.workers, features="features", label="label"
-    )
+    ingested = ingest_table(table, destination, partitions_count=config.workers, features="features", label="label")
     parts = [open_partition(destination, number) for number in range(config.workers)]
     net = grads.create({"backend": "mlp", "inputs": 4, "hidden": list(config.hidden), "outputs": 3})
     params = net.init(config.seed)
     size = config.batch_size * config.n_send
     for epoch in range(config.epochs):
         orders = [
-            Batches(part, config.batch_size, config.seed, number).order(epoch)
-            for number, part in enumerate(parts)
+            Batches(part, config.batch_size, config.seed, number).order(epoch) for number, part in enumerate(parts)
         ]
         for place in range(max(-(-len(part) // size) for part in parts)):
             chosen = [order[place * size : (place + 1) * size] for order in orders]
@@ -133,9 +130,7 @@ def test_asynchronous_training_uses_every_row_in_every_epoch(settings, consisten
 def test_learns_and_leaves_its_files(settings, tmp_path):
     config = TrainConfig(**{**settings, "optimizer": "adam", "learning_rate": 0.02, "epochs": 8})
     heard = []
-    result = train(
-        config, blobs(300), validation=blobs(100, seed=1), output=tmp_path / "run", on_progress=heard.append
-    )
+    result = train(config, blobs(300), validation=blobs(100, seed=1), output=tmp_path / "run", on_progress=heard.append)
     assert result.history[-1]["accuracy"] > 0.9
     assert result.history[-1]["loss"] < result.history[0]["loss"]
 
@@ -227,9 +222,7 @@ def test_killed_workers_change_nothing(settings, monkeypatch):
     quiet = train(TrainConfig(**{**settings, "pool": "inline", "epochs": 6}), blobs(400))
     pools, victims = [], []
     start = ProcessPool.__init__
-    monkeypatch.setattr(
-        ProcessPool, "__init__", lambda pool, slots: (pools.append(pool), start(pool, slots))[0]
-    )
+    monkeypatch.setattr(ProcessPool, "__init__", lambda pool, slots: (pools.append(pool), start(pool, slots))[0])
     over = threading.Event()
 
     def kill():
@@ -254,9 +247,7 @@ def test_killed_workers_change_nothing(settings, monkeypatch):
 
 def test_two_runs_cannot_have_one_model(cluster, settings):
     with coproc.connect(cluster.address, token="secret") as client:
-        model = client.create_model(
-            "mine", params={"w": np.zeros(4)}, optimizer=coproc.optim.SGD(learning_rate=0.1)
-        )
+        model = client.create_model("mine", params={"w": np.zeros(4)}, optimizer=coproc.optim.SGD(learning_rate=0.1))
         with pytest.raises(ModelExists, match=r"a model 'mine' at coproc://.* another name with --model"):
             train(TrainConfig(**{**settings, "model": "mine"}), blobs())
         assert model.version == 0

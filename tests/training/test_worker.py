@@ -71,9 +71,7 @@ def descend_by_hand(partition, pushes, n_send=1, learning_rate=0.1, epoch_batche
         epoch, place = divmod(step, pushes_per_epoch)
         chosen = source.order(epoch)[place * n_send * 4 : (place + 1) * n_send * 4]
         gradient = np.empty_like(params)
-        net.value_and_grad(
-            params, grads.Batch(partition.features[chosen], partition.labels[chosen]), out=gradient
-        )
+        net.value_and_grad(params, grads.Batch(partition.features[chosen], partition.labels[chosen]), out=gradient)
         params -= np.float32(learning_rate) * gradient
     return params
 
@@ -110,9 +108,7 @@ def test_accumulated_batches_weigh_each_example_once(n_send, fake_model):
     partition = rows(10)
     model = fake_model(start())
     pushes = -(-3 // n_send)
-    report, _ = work(
-        model, partition, task(n_send=n_send, n_fetch=n_send, pushes_per_epoch=pushes, until_step=pushes)
-    )
+    report, _ = work(model, partition, task(n_send=n_send, n_fetch=n_send, pushes_per_epoch=pushes, until_step=pushes))
     np.testing.assert_allclose(model.params, descend_by_hand(partition, pushes, n_send), rtol=1e-5, atol=1e-7)
     assert report.epochs[0].pushes == pushes
     assert report.epochs[0].examples == 10
