@@ -89,13 +89,15 @@ class Client:
         self._servers = [tier_wire.target(host, port) for host, port in servers]
         self._stubs = [coproc_pb2_grpc.CoprocessorStub(c) for c in self._channels]
         self._tiers = [TierClient(c, near=near) for c in self._channels]
+        for tier, server in zip(self._tiers, self._servers, strict=True):
+            tier.peer = server
         self._models: list[Model] = []
         self.near = False
 
     def _find_out(self, timeout_s: float) -> None:
         problems: list[str] = []
         answered = 0
-        for server, tier in zip(self._servers, self._tiers, strict=True):
+        for _server, tier in zip(self._servers, self._tiers, strict=True):
             try:
                 tier.status(timeout_s=timeout_s)
                 self.near = tier.near and (self.near or not answered)
@@ -104,9 +106,9 @@ class Client:
                 known = as_coproc(error)
                 if not isinstance(known, Unreachable | Timeout):
                     raise known from None
-                problems.append(f"{server}: {error}")
+                problems.append(str(error))
         if not answered:
-            raise Unreachable(f"no server of {self.address} can be reached. {'; '.join(problems)}")
+            raise Unreachable(f"nobody can be reached at {self.address}: {'; '.join(problems)}")
 
     @property
     def tier(self) -> TierClient:

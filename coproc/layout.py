@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +101,7 @@ class ParamLayout:
         if not 1 <= count <= lines:
             raise ConfigError(f"{self.size} parameters can be cut into 1 to {lines} shards, not {count}")
         bounds = [min(self.size, (lines * i // count) * SHARD_ALIGN) for i in range(count)] + [self.size]
-        return list(zip(bounds[:-1], bounds[1:], strict=True))
+        return list(pairwise(bounds))
 
 
 def all_finite(values: Flat) -> bool:

@@ -27,10 +27,12 @@ def show_bytes(size_bytes: int) -> str:
 class Budget:
     """Counts bytes by key and refuses what does not fit. Thread-safe; never blocks; owns no memory itself."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, remedy: str = "start the server with a larger memory budget") -> None:
+        """`remedy` ends the sentence of a refusal: what to do, other than to delete something."""
         if limit_bytes <= 0:
             raise InvalidRequest(f"a memory budget must be positive, and {limit_bytes:,} bytes were given")
         self._limit_bytes = limit_bytes
+        self.remedy = remedy
         self._used_bytes = 0
         self._charges: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -100,7 +102,7 @@ class Budget:
             raise OutOfMemory(
                 f"{what} asks for {show_bytes(size_bytes)}, and of the memory budget of "
                 f"{show_bytes(self._limit_bytes)} {show_bytes(self._used_bytes - held_bytes)} are in use. "
-                "Delete what is no longer needed, or start the server with a larger memory budget."
+                f"Delete what is no longer needed, or {self.remedy}."
             )
         self._used_bytes = used_bytes
         self._charges[key] = size_bytes
@@ -156,3 +158,13 @@ def _available_memory_bytes() -> int | None:
         if name == "MemAvailable":
             return int(rest.split()[0]) * 1024
     return None
+
+
+def larger_shared_memory(directory: Path) -> str:
+    """What to do where the file system of `directory` is what limits a budget."""
+    room = os.statvfs(directory)
+    return (
+        f"make the shared memory larger: the budget is {DEFAULT_SHARE:g} of what was free in {directory}, on a file "
+        f"system of {show_bytes(room.f_blocks * room.f_frsize)} (docker run --shm-size=8g; on a host mount -o "
+        "remount,size=8g /dev/shm)"
+    )

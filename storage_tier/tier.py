@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from storage_tier.blocks import Block, delete_file, prune, read_info, scan
-from storage_tier.budget import Budget, check_shared_memory, default_limit_bytes
+from storage_tier.budget import Budget, check_shared_memory, default_limit_bytes, larger_shared_memory
 from storage_tier.directory import (
     BLOCKS_NAME,
     IDENTITY_NAME,
@@ -135,10 +135,11 @@ class Tier:
             self.blocks_directory.mkdir(mode=0o700, exist_ok=True)
             held_bytes = count_held_bytes(self.directory)
             if memory_bytes is None:
-                memory_bytes = default_limit_bytes(self.directory, held_bytes)
+                remedy = larger_shared_memory(self.directory)
+                self.budget = Budget(default_limit_bytes(self.directory, held_bytes), remedy)
             else:
                 check_shared_memory(self.directory, memory_bytes - held_bytes)
-            self.budget = Budget(memory_bytes)
+                self.budget = Budget(memory_bytes)
             self._lock = threading.Lock()
             self._reservations: dict[str, Reservation] = {}
             self._blocks: dict[str, BlockInfo] = {}

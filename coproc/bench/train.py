@@ -122,7 +122,8 @@ def run(options: Options) -> list[Result]:
             for name, times in taken.items():
                 rates = tuple(training.examples / seconds for seconds in times)
                 results.append(Result(NAME, case, name, "examples/s", rates, (ratio,) if name == COPROC else ()))
-        shares = _freed(cluster.address, backend, ingested, pool, 2 if options.quick else 3)
+        pushes, turns = (30, 2) if options.quick else (800, 3)
+        shares = _freed(cluster.address, backend, ingested, pool, pushes, turns)
         results.append(Result(NAME, f"{WORKERS - 1} worker on {WORKERS} slots", FREED, "of executor time", shares))
     return results
 
@@ -222,13 +223,13 @@ def _run_alone(pool: SparkPool, tasks: list[WorkerTask]) -> list[WorkerReport]:
 
 
 def _freed(
-    address: str, backend: grads.GradientBackend, ingested: Ingested, pool: SparkPool, rounds: int
+    address: str, backend: grads.GradientBackend, ingested: Ingested, pool: SparkPool, pushes: int, turns: int
 ) -> tuple[float, ...]:
     """Shares of all executor time that short tasks get beside a training on all slots but one."""
     shares = []
-    for _ in range(rounds):
+    for _ in range(turns):
         with _Training(address, backend, ingested, BATCH_SIZES[0], WORKERS - 1) as training:
-            tasks = training.tasks(max(50, 300 // max(1, backend.layout.size // 1_000_000)))
+            tasks = training.tasks(pushes)
             ended = threading.Event()
             worked: list[float] = []
             second = threading.Thread(target=_keep_counting, args=(pool, ended, worked), daemon=True)

@@ -59,7 +59,8 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if self.token is None and self.host not in ("127.0.0.1", "::1", "localhost"):
             raise ConfigError(
-                f"a server on {self.host} can be reached by others: give it a token ({TOKEN_VARIABLE}=... or --token-file)"
+                f"a server on {self.host} can be reached by others: give it a token "
+                f"({TOKEN_VARIABLE}=… or --token-file)"
             )
         if (self.certificate is None) != (self.key is None):
             raise ConfigError("TLS needs both a certificate and a key")

@@ -65,7 +65,7 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
             raise OutOfMemory(
                 f"model {spec.name!r} needs {need_bytes:,} bytes on server {servers[0]} ({spec.buffers} buffers of its "
                 f"parameters and 2 banks of its optimizer's state), and {free_bytes:,} of its memory budget are free: "
-                "give the servers more (--memory-bytes), use more servers, or delete models"
+                f"delete what is no longer needed, use more servers, or {self._tier.budget.remedy}"
             )
         params = np.empty(spec.layout.size, np.float32)
         filling = Filling(params, f"the parameters of model {spec.name!r}")
