@@ -97,7 +97,7 @@ class Client:
     def _find_out(self, timeout_s: float) -> None:
         problems: list[str] = []
         answered = 0
-        for _server, tier in zip(self._servers, self._tiers, strict=True):
+        for tier in self._tiers:
             try:
                 tier.status(timeout_s=timeout_s)
                 self.near = tier.near and (self.near or not answered)

@@ -89,6 +89,7 @@ def port() -> Iterator[int]:
         server = grpc.server(pool, handlers=[Raising()], options=storage_tier.wire.SERVER_OPTIONS)
         number = server.add_insecure_port("127.0.0.1:0")
         server.start()
+        pool.submit(int).result(10)  # its thread is the fixture's, not the first test's
         yield number
         server.stop(None).wait(10)
 
