@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -14,13 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coproc.consistency import Asp, Consistency
-from coproc.errors import ConfigError, CoprocError, ModelNotFound, Timeout, Unreachable
+from coproc.errors import (
+    ConfigError,
+    CoprocError,
+    LeaseExpired,
+    ModelNotFound,
+    PushRejected,
+    Timeout,
+    Unreachable,
+    whole,
+)
 from coproc.far import FarWorker, pull
-from coproc.layout import Flat, ParamLayout
+from coproc.layout import Flat, ParamLayout, as_tensors
 from coproc.near import NearModel, NearWorker, Receipt
 from coproc.optim import Optimizer
+from coproc.shared.control import MAX_WORKERS
 from coproc.shared.seats import Seat
-from coproc.spec import ModelSpec, ShardPlace
+from coproc.spec import MOST_EXAMPLES, MOST_STEPS, ModelSpec, ShardPlace, check_name
 from coproc.status import ClusterStatus, ModelStatus, ServerStatus, model_status, server_status
 from coproc.v1 import coproc_pb2 as pb
 from coproc.v1 import coproc_pb2_grpc
@@ -28,6 +39,8 @@ from coproc.wire import ERRORS, as_coproc, chunks
 from storage_tier import wire as tier_wire
 from storage_tier.client import TierClient
 from storage_tier.errors import TierError
+
+log = logging.getLogger(__name__)
 
 _CALL_TIMEOUT_S = 30.0
 
@@ -91,7 +104,9 @@ class Client:
         self._tiers = [TierClient(c, near=near) for c in self._channels]
         for tier, server in zip(self._tiers, self._servers, strict=True):
             tier.peer = server
-        self._models: list[Model] = []
+        self._models: dict[str, Model] = {}
+        self._lock = threading.Lock()
+        self._closed = False
         self.near = False
 
     def _find_out(self, timeout_s: float) -> None:
@@ -141,10 +156,16 @@ class Client:
         Raises:
             ModelExists, ConfigError, OutOfMemory, Unreachable.
         """
-        consistency = consistency or Asp()
+        self.check_open()
+        consistency = Asp() if consistency is None else consistency
         if not isinstance(optimizer, Optimizer):
             raise ConfigError(f"optimizer must be one of coproc.optim, not {type(optimizer).__name__}")
-        arrays = {key: np.asarray(value) for key, value in params.items()}
+        if not isinstance(consistency, Consistency):
+            raise ConfigError(f"consistency must be a Bsp, Ssp or Asp of coproc, not {consistency!r:.100}")
+        for what, value, most in (("shards", shards, 1 << 20), ("slots", slots, 64), ("buffers", buffers, 16)):
+            if value is not None:
+                whole(what, value, 1, most)
+        arrays = as_tensors(params)
         layout = ParamLayout.of(arrays)
         flat = np.empty(layout.size, np.float32)
         layout.fill(flat, arrays)
@@ -172,6 +193,8 @@ class Client:
         Raises:
             ModelNotFound, Unreachable.
         """
+        self.check_open()
+        check_name(name)
         problem: CoprocError = ModelNotFound(f"there is no model {name!r}")
         for server, stub in zip(self._servers, self._stubs, strict=True):
             try:
@@ -183,9 +206,11 @@ class Client:
         raise problem
 
     def _model(self, spec: ModelSpec) -> Model:
-        model = Model(self, spec, self._stub_of(spec.shards[0].server))
-        self._models.append(model)
-        return model
+        with self._lock:
+            model = self._models.get(spec.identity)
+            if model is None:
+                model = self._models[spec.identity] = Model(self, spec, self._stub_of(spec.shards[0].server))
+            return model
 
     def _stub_of(self, server: str) -> Any:
         try:
@@ -194,19 +219,26 @@ class Client:
             raise ConfigError(f"the model's first server is {server}; the address {self.address} lacks it") from None
 
     def models(self) -> list[str]:
-        """Names of all models, sorted."""
+        """Names of all models on the servers that answer, sorted.
+
+        Raises:
+            Unreachable: none answers.
+        """
+        self.check_open()
         names: set[str] = set()
+        problems: list[Unreachable] = []
         for server, stub in zip(self._servers, self._stubs, strict=True):
-            after, more = "", True
-            while more:
-                with ERRORS.translated(server):
-                    answer = stub.ListModels(pb.ListModelsRequest(after_name=after), timeout=_CALL_TIMEOUT_S)
-                names.update(answer.names)
-                after, more = (answer.names[-1] if answer.names else ""), answer.more
+            try:
+                names.update(_list_models(server, stub))
+            except Unreachable as error:
+                problems.append(error)
+        if len(problems) == len(self._servers):
+            raise problems[0]
         return sorted(names)
 
     def status(self, timeout_s: float = 5.0) -> ClusterStatus:
         """Counters of all servers and models; a server that is down is an entry with its error. No waiting."""
+        self.check_open()
         servers: list[ServerStatus] = []
         models: list[ModelStatus] = []
         for server, stub in zip(self._servers, self._stubs, strict=True):
@@ -222,7 +254,8 @@ class Client:
 
     def close(self) -> None:
         """Let go of all models and connections. The models live on in the tier. Idempotent."""
-        for model in self._models:
+        self._closed = True
+        for model in self._models.values():
             model._release()
         self._models.clear()
         for tier in self._tiers:
@@ -230,11 +263,28 @@ class Client:
         for channel in self._channels:
             channel.close()
 
+    def check_open(self) -> None:
+        """Raises ConfigError if `close` was called."""
+        if self._closed:
+            raise ConfigError(f"this client of {self.address} was closed; connect again")
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _list_models(server: str, stub: Any) -> list[str]:
+    names: list[str] = []
+    more = True
+    while more:
+        with ERRORS.translated(server):
+            request = pb.ListModelsRequest(after_name=names[-1] if names else "")
+            answer = stub.ListModels(request, timeout=_CALL_TIMEOUT_S)
+        names += answer.names
+        more = answer.more
+    return names
 
 
 class Model:
@@ -263,6 +313,7 @@ class Model:
 
     def _call(self, method: str, request: Any, timeout_s: float = _CALL_TIMEOUT_S) -> Any:
         """Ask the model's sequencer; while it restarts, again and again until the time is over."""
+        self._client.check_open()
         deadline = time.monotonic() + timeout_s
         while True:
             try:
@@ -295,30 +346,46 @@ class Model:
         Raises:
             ModelNotFound, ConfigError, OutOfMemory, Unreachable, Timeout.
         """
+        self._client.check_open()
+        worker = whole("a worker's number", worker, 0, MAX_WORKERS - 1)
+        slots = whole("slots", slots, 1, 64) if slots is not None else 0
         near = self._near
         if near is None:
-            return Worker(self, FarWorker(self.spec, self._stub, self._peer, worker, slots or 0, timeout_s), None)
-        request = pb.JoinRequest(name=self.name, kind=pb.SEAT_KIND_NEAR_WORKER, worker=worker, slots_count=slots or 0)
+            return Worker(self, FarWorker(self.spec, self._stub, self._peer, worker, slots, timeout_s), None)
+        request = pb.JoinRequest(
+            name=self.name,
+            kind=pb.SEAT_KIND_NEAR_WORKER,
+            worker=worker,
+            slots_count=slots,
+            identity=self.spec.identity,
+        )
         answer = self._call("Join", request, timeout_s)
         path = self.spec.seat_path(answer.seat, answer.generation)
-        seat = Seat.take(path, answer.slots_count, self.layout.size)
+        try:
+            seat = Seat.take(path, answer.slots_count, self.layout.size)
+        except TierError as error:
+            raise as_coproc(error) from None
         return Worker(self, NearWorker(near, worker, seat, answer.next_step), (answer.seat, answer.generation))
 
     def snapshot(self, timeout_s: float = 30.0) -> Snapshot:
         """One whole version, copied: with all that was acknowledged before the call and can be admitted now."""
         deadline = time.monotonic() + timeout_s
-        version = self._call("Settle", pb.SettleRequest(name=self.name), timeout_s).version
+        version = self._call("Settle", pb.SettleRequest(name=self.name, identity=self.spec.identity), timeout_s).version
         near = self._near
         left_s = max(0.0, deadline - time.monotonic())
         if near is None:
-            request = pb.PullRequest(name=self.name, min_version=version, timeout_ms=int(left_s * 1000))
+            request = pb.PullRequest(
+                name=self.name, min_version=version, timeout_ms=int(left_s * 1000), identity=self.spec.identity
+            )
             version, flat = pull(self._stub, self._peer, request, self.layout.size, left_s)
             return Snapshot(version, flat, self.layout)
         near.wait_version(version, left_s)
         out = np.empty(self.layout.size, np.float32)
         with self._lock:
             if self._reader is None:
-                answer = self._call("Join", pb.JoinRequest(name=self.name, kind=pb.SEAT_KIND_NEAR_READER))
+                answer = self._call(
+                    "Join", pb.JoinRequest(name=self.name, kind=pb.SEAT_KIND_NEAR_READER, identity=self.spec.identity)
+                )
                 self._reader = Seat.take(self.spec.seat_path(answer.seat, answer.generation), 0, 0)
             version = near.read_into(self._reader, out, max(0.0, deadline - time.monotonic()))
         out.flags.writeable = False
@@ -342,7 +409,9 @@ class Model:
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Descend with another learning rate from the next admitted gradient on, on every shard alike."""
-        self._call("SetLearningRate", pb.SetLearningRateRequest(name=self.name, learning_rate=learning_rate))
+        self.spec.optimizer.with_learning_rate(learning_rate)
+        request = pb.SetLearningRateRequest(name=self.name, learning_rate=learning_rate, identity=self.spec.identity)
+        self._call("SetLearningRate", request)
 
     def status(self) -> ModelStatus:
         """Counters of this model. One round trip.
@@ -358,7 +427,9 @@ class Model:
 
     def delete(self) -> None:
         """End the model on all its servers and give its memory back. Who still uses it gets ModelNotFound."""
-        self._call("DeleteModel", pb.DeleteModelRequest(name=self.name), 60.0)
+        request = pb.DeleteModelRequest(name=self.name, identity=self.spec.identity)
+        self._call("DeleteModel", request, 60.0)
+        self._client._models.pop(self.spec.identity, None)
         self._release()
 
     def _release(self) -> None:
@@ -399,15 +470,18 @@ class Worker:
         Raises:
             Timeout, WorkerLost, LeaseExpired, ModelNotFound.
         """
+        self._check_open()
         version, flat = self._attempt.pull(min_version, timeout_s, copy)
         return Snapshot(version, flat, self.model.layout)
 
     def gradient(self, timeout_s: float = 30.0) -> Flat:
         """The next slot as one flat (P,) float32 array; waits for a free one. Fill all of it, then `push(step=…)`."""
+        self._check_open()
         return self._attempt.slot(timeout_s)
 
     def gradients(self, timeout_s: float = 30.0) -> dict[str, Flat]:
         """The next slot as tensors by name: writable views. Fill them all, then `push(step=…)`."""
+        self._check_open()
         return self.model.layout.views(self._attempt.slot(timeout_s))
 
     def push(
@@ -434,18 +508,36 @@ class Worker:
             PushRejected: not finite, other shapes, or a step later than `next_step`. Nothing was pushed.
             LeaseExpired, Timeout, ModelNotFound: not acknowledged.
         """
-        if examples < 1:
-            raise ConfigError(f"examples must be at least 1, not {examples}; skip() commits a step without a gradient")
-        finite = grads is not None and self.model.layout.fill(self._attempt.slot(timeout_s), grads)
-        return self._attempt.commit(self.next_step if step is None else step, examples, loss, timeout_s, finite=finite)
+        self._check_open()
+        step = self.next_step if step is None else whole("a step", step, 0, MOST_STEPS)
+        whole("examples (skip() commits a step without a gradient)", examples, 1, MOST_EXAMPLES)
+        finite = grads is not None and self._fill(grads, timeout_s)
+        return self._attempt.commit(step, examples, loss, timeout_s, finite=finite)
+
+    def _fill(self, grads: Mapping[str, NDArray[np.floating]], timeout_s: float) -> bool:
+        try:
+            return self.model.layout.fill(self._attempt.slot(timeout_s), as_tensors(grads))
+        except ConfigError as error:
+            raise PushRejected(f"worker {self.worker} pushes what is no gradient of its model: {error}") from None
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise LeaseExpired(f"worker {self.worker} of model {self.model.name!r} was closed; join again")
 
     def skip(self, step: int | None = None, timeout_s: float = 30.0) -> Receipt:
         """Commit a step without a gradient, so that rounds go on: for shorter and empty partitions."""
-        return self._attempt.skip(self.next_step if step is None else step, timeout_s)
+        self._check_open()
+        step = self.next_step if step is None else whole("a step", step, 0, MOST_STEPS)
+        return self._attempt.skip(step, timeout_s)
 
     def leave(self) -> None:
-        """This worker has no more data: nobody waits for it any more. Joining again makes it a member again."""
-        self.model._call("Leave", pb.LeaveRequest(name=self.model.name, worker=self.worker))
+        """This worker has no more data: nobody waits for it any more. Joining again makes it a member again.
+
+        What it has pushed goes into the rounds that are open then. Gives the view of the last pull back.
+        """
+        self._attempt.release_view()
+        request = pb.LeaveRequest(name=self.model.name, worker=self.worker, identity=self.model.spec.identity)
+        self.model._call("Leave", request)
 
     def close(self) -> None:
         """Give view and slots back; what was pushed stays, the worker stays a member. Idempotent."""
@@ -454,13 +546,17 @@ class Worker:
         self._open = False
         self._attempt.close()
         if self._seat is not None:
-            request = pb.CloseRequest(name=self.model.name, seat=self._seat[0], generation=self._seat[1])
+            request = pb.CloseRequest(
+                name=self.model.name,
+                seat=self._seat[0],
+                generation=self._seat[1],
+                identity=self.model.spec.identity,
+            )
             try:
                 with ERRORS.translated(self.model._peer):
                     self.model._stub.Close(request, timeout=5)
-            except (Unreachable, Timeout, ModelNotFound):
-                # The server sees by the seat's lock that nobody holds it.
-                pass
+            except (CoprocError, ValueError) as error:  # no server, no model, or the client was closed before
+                log.debug("worker %d lets its server see by the lock that it is closed: %s", self.worker, error)
 
     abort = close
 

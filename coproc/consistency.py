@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
-from coproc.errors import ConfigError
+from coproc.errors import ConfigError, whole
+
+# All of them take part at once, each with a seat of its own, and seats are 512 with those of readers.
+MOST_BSP_WORKERS = 480
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Bsp(Consistency):
     """
 
     name: ClassVar[str] = "bsp"
-    buffers: ClassVar[int] = 2
+    buffers: ClassVar[int] = 3
     slots: ClassVar[int] = 2
 
     workers: int
@@ -49,12 +52,11 @@ class Bsp(Consistency):
     """How long a round waits for a worker that has no live attempt."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.workers <= 4096:
-            raise ConfigError(f"Bsp needs 1 to 4096 workers, not {self.workers}")
+        whole("workers of Bsp", self.workers, 1, MOST_BSP_WORKERS)
         if self.on_loss not in ("wait", "close"):
             raise ConfigError(f'on_loss must be "wait" or "close", not {self.on_loss!r}')
-        if not self.patience_s > 0:
-            raise ConfigError(f"patience_s must be above 0, not {self.patience_s}")
+        if not isinstance(self.patience_s, int | float) or not self.patience_s > 0:
+            raise ConfigError(f"patience_s must be a number above 0, not {self.patience_s!r}")
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,7 @@ class Ssp(Consistency):
     """How many rounds the fastest may be ahead of the slowest; 0 is lockstep without averaging."""
 
     def __post_init__(self) -> None:
-        if self.bound < 0:
-            raise ConfigError(f"the bound of Ssp must be at least 0, not {self.bound}")
+        whole("the bound of Ssp", self.bound, 0, 1 << 40)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ class _Worker:
     presence: Presence = Presence.UNKNOWN
     next_step: int = 0
     offset: int = 0
+    owes: bool = False
+    """Bsp: it has committed a step that a later round takes, so that round waits for it even if it has left."""
 
 
 @dataclass
@@ -97,6 +99,7 @@ class Sequencer:
         if step < known.next_step:
             return Verdict.DUPLICATE
         if step > known.next_step:
+            known.owes = True
             return Verdict.AHEAD
         if not isinstance(self.consistency, Bsp):
             known.next_step += 1
@@ -106,8 +109,10 @@ class Sequencer:
             return Verdict.ADMITTED
         if worker in self._held:
             return Verdict.DUPLICATE
-        if known.presence is not Presence.JOINED or step + known.offset != self.version:
+        if known.presence is Presence.JOINED and step + known.offset != self.version:
             return Verdict.AHEAD
+        # What a worker has committed before it left goes into the rounds that are open now, one each.
+        known.owes = False
         self._held[worker] = Entry(0, Kind.DESCEND, worker, step, seat, slot, examples, 0)
         self._close_rounds()
         return Verdict.ADMITTED
@@ -132,7 +137,8 @@ class Sequencer:
         return [
             worker
             for worker in range(self.consistency.workers)
-            if worker not in self._held and self._workers[worker].presence is not Presence.LEFT
+            if worker not in self._held
+            and (self._workers[worker].presence is not Presence.LEFT or self._workers[worker].owes)
         ]
 
     def slowest_clock(self) -> int:

@@ -19,6 +19,8 @@ CoprocError
 
 from __future__ import annotations
 
+import operator
+
 
 class CoprocError(Exception):
     """Root of all errors of this package."""
@@ -78,3 +80,18 @@ class Unauthenticated(CoprocError, PermissionError):
 
 class ServerError(CoprocError):
     """A server failed in a way it did not foresee; its log has the traceback."""
+
+
+def whole(what: str, value: object, least: int, most: int) -> int:
+    """`value`, if it is a whole number from `least` to `most`; a bool is none.
+
+    Raises:
+        ConfigError: with what was found.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or not least <= number <= most:
+        raise ConfigError(f"{what} must be a whole number from {least} to {most}, not {value!r:.100}")
+    return number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from coproc.errors import LeaseExpired, Timeout, Unreachable
+from coproc.errors import CoprocError, LeaseExpired, Timeout, Unreachable
 from coproc.layout import Flat
 from coproc.near import Receipt
 from coproc.spec import ModelSpec
@@ -17,6 +18,7 @@ from coproc.v1 import coproc_pb2 as pb
 from coproc.wire import ERRORS, Filling, chunks
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 # A server that restarts is back within seconds; ask again this often meanwhile.
 _AGAIN_S = 0.1
@@ -61,7 +63,11 @@ class FarWorker:
 
     def _join(self) -> None:
         request = pb.JoinRequest(
-            name=self.spec.name, kind=pb.SEAT_KIND_FAR_WORKER, worker=self.worker, slots_count=self._slots
+            name=self.spec.name,
+            kind=pb.SEAT_KIND_FAR_WORKER,
+            worker=self.worker,
+            slots_count=self._slots,
+            identity=self.spec.identity,
         )
         with ERRORS.translated(self._peer):
             answer = self._stub.Join(request, timeout=30)
@@ -77,15 +83,21 @@ class FarWorker:
             except (Unreachable, Timeout, LeaseExpired):
                 # The next call of the worker itself finds out, and joins again.
                 continue
+            except (CoprocError, ValueError):  # the model was deleted, or the client closed its channel
+                return
 
     def _again(self, call: Callable[[], T], deadline: float) -> T:
+        joined = True
         while True:
             try:
+                if not joined:
+                    self._join()
+                    joined = True
                 return call()
             except LeaseExpired:
                 if time.monotonic() >= deadline:
                     raise
-                self._join()
+                joined = False
             except Unreachable:
                 if time.monotonic() + _AGAIN_S >= deadline:
                     raise
@@ -149,6 +161,9 @@ class FarWorker:
         """Commit `step` without a gradient."""
         return self.commit(step, 0, float("nan"), timeout_s)
 
+    def release_view(self) -> None:
+        """Nothing: what was pulled is a copy."""
+
     def close(self) -> None:
         """End the lease. What is committed stays. Idempotent."""
         if self._closed.is_set():
@@ -157,8 +172,7 @@ class FarWorker:
         try:
             with ERRORS.translated(self._peer):
                 self._stub.Close(pb.CloseRequest(name=self.spec.name, lease_id=self._lease), timeout=5)
-        except (Unreachable, Timeout):
-            # The lease ends by itself.
-            pass
+        except (CoprocError, ValueError):  # no server, no model, or the client has closed its channel
+            log.debug("the lease of worker %d was left to end by itself", self.worker)
         finally:
             self._heart.join(timeout=5)

@@ -125,3 +125,23 @@ def _copy(target: Flat, source: NDArray[np.floating]) -> bool:
         finite &= all_finite(piece)
         flat_target[start : start + _PIECE] = piece
     return finite
+
+
+def as_tensors(values: Mapping[str, object]) -> dict[str, NDArray[np.floating]]:
+    """Numbers by name as arrays; copies only what is not an array yet.
+
+    Raises:
+        ConfigError: not a mapping of names, or a value that is not made of real numbers (ragged, text, complex, None).
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"tensors are given by name, as a dict; not as {type(values).__name__}")
+    arrays: dict[str, NDArray[np.floating]] = {}
+    for name, value in values.items():
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise ConfigError(f"tensor {name!r} is not an array of numbers: {error}") from None
+        if array.dtype.kind not in "fiub":
+            raise ConfigError(f"tensor {name!r} must be made of real numbers, not of {array.dtype}")
+        arrays[name] = array
+    return arrays

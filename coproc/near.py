@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from coproc import probe
 from coproc.consistency import Bsp, Ssp
-from coproc.errors import LeaseExpired, ModelNotFound, PushRejected, ServerError, Timeout, WorkerLost
+from coproc.errors import LeaseExpired, ModelNotFound, PushRejected, ServerError, Timeout, Unreachable, WorkerLost
 from coproc.layout import Flat, all_finite
 from coproc.shared import control as ctl
 from coproc.shared import published as pub
@@ -55,6 +55,8 @@ class NearModel:
         self.shards = [
             Published.open(Path(place.path), place.hi - place.lo, rows, spec.buffers) for place in spec.shards
         ]
+        self.ended = ""
+        """Set, by another thread, to the reason why all waits shall end now."""
         self.ranges = [(place.lo, place.hi) for place in spec.shards]
 
     def version(self) -> int:
@@ -65,7 +67,9 @@ class NearModel:
         """Raise if the model is deleted, or takes no gradients any more."""
         if self.control.deleted:
             raise ModelNotFound(f"model {self.spec.name!r} was deleted")
-        if self.control.general.load(ctl.FAILED):
+        if self.ended:
+            raise Unreachable(f"model {self.spec.name!r} can't be read here any more: {self.ended}")
+        if any(shard.words.load(pub.FAILED) for shard in self.shards):
             raise ServerError(
                 f"a server of model {self.spec.name!r} failed and descends no more; what is published can be read. "
                 "Its status and its log say why; restarting the server tries again"
@@ -204,8 +208,12 @@ class NearWorker:
         consistency = model.spec.consistency
         self._lockstep = isinstance(consistency, Bsp)
         self._bound = consistency.bound if isinstance(consistency, Ssp) else None
-        self._offset = model.control.workers.load(worker * ctl.ROW + ctl.OFFSET)
         self._copy: Flat | None = None
+
+    @property
+    def _offset(self) -> int:
+        """Round = step + this; another attempt that joins after the worker had left changes it."""
+        return self.model.control.workers.load(self.worker * ctl.ROW + ctl.OFFSET)
 
     # -- reading ---------------------------------------------------------------------------------------------
 
@@ -283,6 +291,7 @@ class NearWorker:
                         f"{timeout_s:g} s: {seat.depth} gradients wait to be descended; is a server down, or does "
                         "the round wait for another worker?"
                     )
+                self.model.check()
                 self.model.ring()
                 words.wait(seats.BELL, seen, min(LOOK_AGAIN_S, deadline - now))
         finally:
@@ -327,6 +336,7 @@ class NearWorker:
             return None
         if step < done:
             self.next_step = done
+            self.seat.words.store(seats.PIN, seats.NO_PIN)
             return Receipt(step, True, self.read_version)
         raise PushRejected(
             f"worker {self.worker} of model {self.model.spec.name!r} pushes step {step}, but its next step is {done}: "
@@ -343,11 +353,13 @@ class NearWorker:
         probe.hit("push.commit.after")
         fence()
         self._check_open()
+        # A twin that committed the same step at the same time and was first to say so: one of the two is dropped.
+        duplicate = self.model.control.claimed(self.worker) >= step
         probe.hit("push.claim.before")
         self.model.control.claim(self.worker, step)
         self.model.ring()
         self.next_step = step + 1
-        return Receipt(step, False, self.read_version)
+        return Receipt(step, duplicate, self.read_version)
 
     def _not_finite(self, gradient: Flat, step: int) -> str:
         at = int(np.flatnonzero(~np.isfinite(gradient))[0])
@@ -367,6 +379,10 @@ class NearWorker:
                 f"the slots of worker {self.worker} of model {self.model.spec.name!r} were taken back; join again and "
                 "continue at its next_step"
             )
+
+    def release_view(self) -> None:
+        """Give the view of the last pull back, so that its buffer can be used again."""
+        self.seat.words.store(seats.PIN, seats.NO_PIN)
 
     def close(self) -> None:
         """Give the view and the slots back. What is committed stays. Idempotent."""

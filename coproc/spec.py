@@ -15,6 +15,11 @@ from coproc.layout import ParamLayout
 from coproc.optim import Optimizer
 from coproc.shared.published import Published
 
+# Far beyond use, and sums of them fit in 64 bits.
+MOST_EXAMPLES = 1 << 31
+MOST_STEPS = 1 << 53
+
+_IDENTITY = re.compile(r"[0-9a-f]{16}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -27,6 +32,17 @@ def check_name(name: object) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(f"a model's name is 1 to 128 letters, digits, dots, dashes or underscores, not {name!r:.200}")
     return name
+
+
+def check_identity(identity: object) -> str:
+    """A model's identity, if it can be one: it becomes part of a directory's name.
+
+    Raises:
+        ConfigError: anything but 16 hexadecimal digits.
+    """
+    if not isinstance(identity, str) or not _IDENTITY.fullmatch(identity):
+        raise ConfigError(f"a model's identity is 16 hexadecimal digits, not {identity!r:.200}")
+    return identity
 
 
 @dataclass(frozen=True)
@@ -53,16 +69,25 @@ class ModelSpec:
     """Gradients one attempt may have in flight."""
     buffers: int
     """Parameter buffers of each shard."""
+    identity: str = ""
+    """Tells it from earlier and later models of its name: 16 hexadecimal digits, given by the sequencer."""
     home: str = ""
     """Directory of the model on its sequencer (the server of shard 0)."""
     shards: tuple[ShardPlace, ...] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        if self.identity:
+            check_identity(self.identity)
         if not 1 <= self.slots <= 64:
             raise ConfigError(f"slots must be 1 to 64, not {self.slots}")
         if not 2 <= self.buffers <= 16:
             raise ConfigError(f"buffers must be 2 to 16, not {self.buffers}")
+
+    @property
+    def folder(self) -> str:
+        """Name of the model's directory on each of its servers: never given twice."""
+        return f"{self.name}~{check_identity(self.identity)}"
 
     @property
     def control_path(self) -> Path:
@@ -92,6 +117,7 @@ class ModelSpec:
                 "consistency": self.consistency.to_config(),
                 "slots": self.slots,
                 "buffers": self.buffers,
+                "identity": self.identity,
                 "home": self.home,
                 "shards": [vars(place) for place in self.shards],
             },
@@ -114,8 +140,9 @@ class ModelSpec:
                 consistency=consistency.from_config(raw["consistency"]),
                 slots=int(raw["slots"]),
                 buffers=int(raw["buffers"]),
-                home=str(raw["home"]),
-                shards=tuple(ShardPlace(**place) for place in raw["shards"]),
+                identity=str(raw.get("identity", "")),
+                home=str(raw.get("home", "")),
+                shards=tuple(ShardPlace(**place) for place in raw.get("shards", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             if isinstance(error, ConfigError):

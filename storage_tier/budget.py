@@ -89,6 +89,11 @@ class Budget:
             self._used_bytes -= size_bytes
             return size_bytes
 
+    def charged_below(self, prefix: str) -> int:
+        """The sum of the charges whose keys begin with `prefix`."""
+        with self._lock:
+            return sum(size_bytes for key, size_bytes in self._charges.items() if key.startswith(prefix))
+
     def charged_bytes(self, key: str) -> int:
         """The charge of `key`; 0 when there is none."""
         return self._charges.get(key, 0)

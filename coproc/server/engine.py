@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+from coproc.errors import ModelNotFound, ServerError
 from coproc.near import LOOK_AGAIN_S, SPIN_S
 from coproc.server.sequencing import SequencerLoop
 from coproc.server.sweeper import SeatMap, Sweeper
@@ -40,7 +41,6 @@ class Engine:
     def __init__(self, spec: ModelSpec, mine: list[int], budget: Budget) -> None:
         self.spec = spec
         self.control = Control.open(spec.control_path)
-        self.control.general.store(ctl.FAILED, 0)
         rows = len(spec.optimizer.state_rows)
         self.shards = [
             Published.open(Path(place.path), place.hi - place.lo, rows, spec.buffers) for place in spec.shards
@@ -50,6 +50,7 @@ class Engine:
         self.sequencer: SequencerLoop | None = None
         self._threads: list[threading.Thread] = []
         for number in mine:
+            self.shards[number].words.store(pub.FAILED, 0)
             place = spec.shards[number]
             seat_map = SeatMap(spec, self.control, place.lo, place.hi)
             sweeper = Sweeper(spec, number, self.control, self.shards[number], seat_map)
@@ -69,11 +70,19 @@ class Engine:
             # What is published stays readable; the model takes no more gradients and `status` says why.
             self.failure = f"shard {sweeper.number}: {type(error).__name__}: {error}"
             log.exception("model %s stops: %s", self.spec.name, self.failure)
-            self.control.general.store(ctl.FAILED, 1)
+            sweeper.shard.words.store(pub.FAILED, 1)
+            if sweeper.number == 0 and self.sequencer is not None:
+                self.sequencer.end(ServerError(f"model {self.spec.name!r} has stopped: {self.failure}"))
             for shard in self.shards:
                 shard.words.ring(pub.BELL)
         finally:
+            if self.failure is None:
+                self._end_sequencer()
             sweeper.close()
+
+    def _end_sequencer(self) -> None:
+        if self.sequencer is not None:
+            self.sequencer.end(ModelNotFound(f"model {self.spec.name!r} was deleted, or its server is stopping"))
 
     def _sequence(self, sweeper: Sweeper) -> None:
         sequencer = self.sequencer
@@ -119,14 +128,18 @@ class Engine:
                 words.wait(pub.WAKE, seen, LOOK_AGAIN_S)
             words.store(pub.SLEEPING, 0)
 
-    def close(self) -> None:
-        """Finish the sweep at hand, stop the threads and unmap. Nothing acknowledged is lost. Idempotent."""
+    def stop(self) -> None:
+        """Finish the sweeps at hand and end the threads. Nothing acknowledged is lost. Idempotent."""
         self._stopping.set()
         self.control.general.ring(ctl.BELL)
         for shard in self.shards:
             shard.words.ring(pub.WAKE)
         for thread in self._threads:
             thread.join(timeout=30)
+
+    def close(self) -> None:
+        """`stop`, and unmap. Idempotent."""
+        self.stop()
         for shard in self.shards:
             shard.close()
         self.control.region.close()

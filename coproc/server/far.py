@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
@@ -9,15 +10,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from coproc.errors import LeaseExpired
+from coproc.errors import CoprocError, LeaseExpired, Timeout
 from coproc.near import NearWorker
 
 # A far client calls or renews at least this often, or it is taken for dead.
 LEASE_TTL_S = 15.0
 
+_ENDED = "this lease has ended (closed, silent for too long, or of a server before this one): join again"
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class _Session:
+    model: str
+    """Identity of the model."""
     worker: NearWorker
     give_back: Callable[[], None]
     used_at: float
@@ -31,11 +37,11 @@ class FarSessions:
         self._sessions: dict[str, _Session] = {}
         self._lock = threading.Lock()
 
-    def open(self, worker: NearWorker, give_back: Callable[[], None]) -> str:
+    def open(self, model: str, worker: NearWorker, give_back: Callable[[], None]) -> str:
         """A lease on a seat that this server holds; `give_back` is called once when it ends."""
         lease_id = secrets.token_hex(16)
         with self._lock:
-            self._sessions[lease_id] = _Session(worker, give_back, time.monotonic())
+            self._sessions[lease_id] = _Session(model, worker, give_back, time.monotonic())
         return lease_id
 
     @contextmanager
@@ -44,11 +50,14 @@ class FarSessions:
 
         Raises:
             LeaseExpired: unknown: closed, silent for too long, or of a server before this one.
+            Timeout: another call of the same lease goes on.
         """
         with self._lock:
             session = self._sessions.get(lease_id)
-        if session is None or not session.busy.acquire(timeout=timeout_s):
-            raise LeaseExpired("this lease has ended (silent for too long, or the server restarted): join again")
+        if session is None:
+            raise LeaseExpired(_ENDED)
+        if not session.busy.acquire(timeout=timeout_s):
+            raise Timeout(f"another call of this lease went on for {timeout_s:g} s; a worker makes one at a time")
         try:
             session.used_at = time.monotonic()
             yield session.worker
@@ -65,26 +74,43 @@ class FarSessions:
         with self._lock:
             session = self._sessions.get(lease_id)
             if session is None:
-                raise LeaseExpired("this lease has ended (silent for too long, or the server restarted): join again")
+                raise LeaseExpired(_ENDED)
             session.used_at = time.monotonic()
 
     def close(self, lease_id: str) -> None:
-        """End a lease; what was pushed stays. Nothing if it has ended."""
+        """End a lease; what was pushed stays. Nothing if it has ended. Waits for its call at work, a second at most."""
         with self._lock:
             session = self._sessions.pop(lease_id, None)
-        if session is not None:
-            with session.busy:
-                session.worker.close()
+        if session is None:
+            return
+        if session.busy.acquire(timeout=1.0):
+            session.worker.close()
+            session.busy.release()
+        # Else the call at work goes on with its seat closed, and says so at its end.
+        try:
             session.give_back()
+        except CoprocError as error:
+            log.info("the seat of a far worker was gone before its lease: %s", error)
+
+    def end_of(self, model: str) -> None:
+        """End all leases of a model that is deleted."""
+        self._end([lease_id for lease_id, session in self._copy() if session.model == model])
 
     def expire(self, all_of_them: bool = False) -> None:
         """End the leases that were silent for too long (or all of them)."""
         limit = time.monotonic() - LEASE_TTL_S
-        with self._lock:
-            ended = [
+        self._end(
+            [
                 lease_id
-                for lease_id, session in self._sessions.items()
+                for lease_id, session in self._copy()
                 if all_of_them or (session.used_at < limit and not session.busy.locked())
             ]
-        for lease_id in ended:
+        )
+
+    def _copy(self) -> list[tuple[str, _Session]]:
+        with self._lock:
+            return list(self._sessions.items())
+
+    def _end(self, lease_ids: list[str]) -> None:
+        for lease_id in lease_ids:
             self.close(lease_id)

@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import select
+import shutil
 import signal
 import sys
 import threading
@@ -28,6 +29,8 @@ from storage_tier.wire import TlsClient, TlsServer, target
 
 log = logging.getLogger(__name__)
 
+# A far worker that waits takes a thread for as long as it does, and all seats of a model may be far workers'.
+MOST_CALLS = 600
 TOKEN_VARIABLE = "COPROC_TOKEN"
 
 
@@ -97,7 +100,7 @@ def serve(config: ServeConfig) -> None:
             tls_server = TlsServer(config.certificate, config.key)
             tls_client = TlsClient(config.authority or config.certificate)
         service = CoprocessorService(tier, models, config.token, tls_client)
-        rpc = RpcServer(config.host, config.port, config.token, tls_server, max_workers=64)
+        rpc = RpcServer(config.host, config.port, config.token, tls_server, max_workers=MOST_CALLS)
         rpc.add(lambda s: tier_pb2_grpc.add_TierServicer_to_server(TierService(tier), s), "storage_tier.v1.Tier")
         rpc.add(lambda s: coproc_pb2_grpc.add_CoprocessorServicer_to_server(service, s), "coproc.v1.Coprocessor")
         try:
@@ -108,6 +111,7 @@ def serve(config: ServeConfig) -> None:
         print(f"ready coproc://{target(config.host, port)}", flush=True)
         while not stop.wait(1.0):
             service.sample()
+        service.stop()
         rpc.stop(grace_s=1.0)
         service.close()
         models.close()
@@ -115,6 +119,10 @@ def serve(config: ServeConfig) -> None:
             tier.wipe()
     finally:
         tier.close()
+        if orphaned.is_set():
+            # The directory around it is its owner's, who is gone too.
+            owned = (config.directory.parent / "owner").exists()
+            shutil.rmtree(config.directory.parent if owned else config.directory, ignore_errors=True)
 
 
 def _watch_parent(pid: int, stop: threading.Event, orphaned: threading.Event) -> None:

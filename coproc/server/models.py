@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import shutil
 import threading
 from dataclasses import replace
@@ -16,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from coproc.errors import ModelExists, ModelNotFound, Unsupported
+from coproc.errors import CoprocError, ModelExists, ModelNotFound, Unsupported
 from coproc.layout import Flat
 from coproc.server.engine import Engine
 from coproc.shared import control as ctl
 from coproc.shared import published as pub
 from coproc.shared.control import Control
 from coproc.shared.published import Published
-from coproc.spec import ModelSpec, check_name
+from coproc.spec import ModelSpec, check_identity, check_name
 from storage_tier.errors import TierError
 from storage_tier.host import write_whole
 from storage_tier.regions import file_bytes
@@ -42,25 +43,35 @@ class Models:
         self._tier = tier
         self._directory = tier.directory / "models"
         self._engines: dict[str, Engine] = {}
+        self._creating: dict[str, ModelSpec] = {}
+        self._damaged: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def recover(self) -> None:
-        """Serve what earlier servers of this directory left, and remove what was half created or deleted."""
+        """Serve what earlier servers of this directory left, and remove what was half created or deleted.
+
+        A model that cannot be served is left as it is and reported by `get`; the others are served.
+        """
         self._directory.mkdir(mode=0o700, exist_ok=True)
         for home in sorted(self._directory.iterdir()):
             description = home / "spec.json"
             if not description.exists():
                 shutil.rmtree(home)
                 continue
-            spec = ModelSpec.from_json(description.read_text())
-            if spec.control_path.exists() and not _is_deleted(spec):
+            try:
+                spec = ModelSpec.from_json(description.read_text())
+                if not _is_alive(spec):
+                    shutil.rmtree(home)
+                    continue
                 for file in home.rglob("*"):
                     if file.is_file() and file != description:
                         self._tier.budget.adopt(str(file), file.stat().st_size)
                 self._remove_stray_seats(spec, home)
                 self._engines[spec.name] = Engine(spec, self._mine(spec, home), self._tier.budget)
-            else:
-                shutil.rmtree(home)
+            except (CoprocError, TierError, OSError, ValueError, LookupError) as error:
+                name = home.name.partition("~")[0]
+                self._damaged[name] = f"model {name!r} at {home} cannot be served: {type(error).__name__}: {error}"
+                log.exception("%s", self._damaged[name])
 
     def _remove_stray_seats(self, spec: ModelSpec, home: Path) -> None:
         """Regions of seats that were being given or taken back when the server was killed."""
@@ -78,8 +89,8 @@ class Models:
                 self._tier.budget.release(str(path))
         control.region.close()
 
-    def _home(self, name: str) -> Path:
-        return self._directory / check_name(name)
+    def _home(self, spec: ModelSpec) -> Path:
+        return self._directory / spec.folder
 
     @staticmethod
     def _mine(spec: ModelSpec, home: Path) -> list[int]:
@@ -91,51 +102,62 @@ class Models:
         """On the sequencer: make the model's directory, its control region, and a file of the first parameters.
 
         Returns:
-            The spec with its home, and the path of that file. `activate` or `abandon` must follow.
+            The spec with its identity and home, and the path of that file. `activate` or `abandon` must follow.
 
         Raises:
             ModelExists: the name is taken on this server.
             OutOfMemory: no room.
         """
-        home = self._home(spec.name)
+        spec = replace(spec, identity=secrets.token_hex(8))
+        spec = replace(spec, home=str(self._home(spec)))
+        self._home(spec).mkdir(mode=0o700)
+        try:
+            self._take_name(spec)
+            self._tier.budget.charge(str(spec.control_path), file_bytes(Control.size_bytes()))
+            Control.create(spec.control_path, self._tier.epoch).region.close()
+            first = self._home(spec) / FIRST
+            params.tofile(first)
+        except BaseException:
+            self.abandon(spec)
+            raise
+        return spec, first
+
+    def _take_name(self, spec: ModelSpec) -> None:
+        """Nobody else creates a model of this name meanwhile. Parts of one whose sequencer is gone are dropped."""
         with self._lock:
-            if spec.name in self._engines:
+            other = self._creating.get(spec.name)
+            engine = self._engines.get(spec.name)
+            if other is not None and _is_alive(other):
+                raise ModelExists(f"model {spec.name!r} is being created by somebody else")
+            if engine is not None and _is_alive(engine.spec):
                 raise ModelExists(
                     f"there is a model {spec.name!r} already; choose another name, or delete it (model.delete())"
                 )
-            try:
-                home.mkdir(mode=0o700)
-            except FileExistsError:
-                raise ModelExists(f"model {spec.name!r} is being created or deleted by somebody else") from None
-        spec = replace(spec, home=str(home))
-        try:
-            self._tier.budget.charge(str(spec.control_path), file_bytes(Control.size_bytes()))
-            Control.create(spec.control_path, self._tier.epoch).region.close()
-            first = home / FIRST
-            params.tofile(first)
-        except BaseException:
-            self.abandon(spec.name)
-            raise
-        return spec, first
+            self._creating[spec.name] = spec
+        if other is not None:
+            self.abandon(other)
+        if engine is not None:
+            self.drop(spec.name, engine.spec.identity)
 
     def make_shards(self, spec: ModelSpec, server: str, params_path: Path) -> ModelSpec:
         """Create the regions of the shards that are listed under `server`; the spec with their paths filled in.
 
+        `activate` or `abandon` must follow.
+
         Raises:
             Unsupported: the sequencer's memory is not on this host.
+            ModelExists: this server has another model of the name.
             OutOfMemory: no room.
         """
-        home = self._home(spec.name)
+        home = self._home(spec)
         if not _is_sequencers(spec, params_path):
             raise Unsupported(
                 f"server {server} cannot see the memory of model {spec.name!r} at {spec.home}: shards of one model on "
                 "several hosts are not supported yet; use servers of one host"
             )
         if home != Path(spec.home):
-            try:
-                home.mkdir(mode=0o700)
-            except FileExistsError:
-                raise ModelExists(f"server {server} has a model {spec.name!r} already") from None
+            self._take_name(spec)
+            home.mkdir(mode=0o700)
         rows = len(spec.optimizer.state_rows)
         rate = ctl.float_to_word(spec.optimizer.learning_rate)
         places = list(spec.shards)
@@ -151,31 +173,42 @@ class Models:
                 places[number] = replace(place, path=str(path))
         except BaseException:
             if home != Path(spec.home):
-                self.abandon(spec.name)
+                self.abandon(spec)
             raise
         return replace(spec, shards=tuple(places))
 
     def activate(self, spec: ModelSpec) -> Engine:
         """Begin to serve. From here on the model exists, also after a restart."""
-        home = self._home(spec.name)
+        home = self._home(spec)
         (home / FIRST).unlink(missing_ok=True)
         write_whole(home / "spec.json", spec.to_json().encode())
         engine = Engine(spec, self._mine(spec, home), self._tier.budget)
         with self._lock:
             self._engines[spec.name] = engine
+            self._creating.pop(spec.name, None)
         return engine
 
-    def abandon(self, name: str) -> None:
-        """Remove what `begin` or `make_shards` made. Nothing if there is nothing."""
-        home = self._home(name)
+    def abandon(self, spec: ModelSpec) -> None:
+        """Remove what `begin` or `make_shards` made, and free the name. Nothing if it is served, or not there."""
+        self.abandon_part(spec.name, spec.identity)
+
+    def abandon_part(self, name: str, identity: str) -> None:
+        """`abandon`, for who knows no more of the model."""
+        home = self._directory / f"{check_name(name)}~{check_identity(identity)}"
+        with self._lock:
+            engine = self._engines.get(name)
+            if engine is not None and engine.spec.identity == identity:
+                return
+            if name in self._creating and self._creating[name].identity == identity:
+                del self._creating[name]
         for file in home.rglob("*"):
             self._tier.budget.release(str(file))
         shutil.rmtree(home, ignore_errors=True)
 
     # -- the rest of a life ----------------------------------------------------------------------------------
 
-    def get(self, name: str) -> Engine:
-        """The engine of a model.
+    def get(self, name: str, identity: str = "") -> Engine:
+        """The engine of a model, and of no other one that has or had its name, if an identity is given.
 
         Raises:
             ModelNotFound: not on this server.
@@ -183,7 +216,10 @@ class Models:
         engine = self._engines.get(name)
         if engine is None:
             names = sorted(self._engines)
-            raise ModelNotFound(f"there is no model {name!r} on this server; there are {names if names else 'none'}")
+            problem = self._damaged.get(name, f"there is no model {name!r} on this server")
+            raise ModelNotFound(f"{problem}; there are {names if names else 'none'}")
+        if identity and engine.spec.identity != identity:
+            raise ModelNotFound(f"model {name!r} was deleted; another one has its name now")
         return engine
 
     def all(self) -> list[Engine]:
@@ -191,19 +227,24 @@ class Models:
         with self._lock:
             return [self._engines[name] for name in sorted(self._engines)]
 
-    def drop(self, name: str) -> None:
-        """Stop serving a model and give its memory back; who has it mapped sees that it is deleted."""
+    def drop(self, name: str, identity: str) -> None:
+        """Stop serving a model and give its memory back; who has it mapped sees that it is deleted.
+
+        Nothing if it is not on this server, or if the name is another model's by now.
+        """
         with self._lock:
-            engine = self._engines.pop(name, None)
-        if engine is None:
-            return
+            engine = self._engines.get(name)
+            if engine is None or engine.spec.identity != identity:
+                return
+            del self._engines[name]
         engine.control.general.store(ctl.STATE, ctl.DELETED)
+        engine.stop()
         if engine.sequencer is not None:
-            engine.sequencer.submit(engine.sequencer.close_all_seats)
+            engine.sequencer.close_all_seats()  # its thread has ended
         for shard in engine.shards:
             shard.words.ring(pub.BELL)
         engine.close()
-        home = self._home(name)
+        home = self._home(engine.spec)
         files = list(home.rglob("*"))
         shutil.rmtree(home, ignore_errors=True)
         for file in files:
@@ -211,8 +252,7 @@ class Models:
 
     def memory_bytes(self, engine: Engine) -> int:
         """What a model takes of this server's budget."""
-        home = self._home(engine.spec.name)
-        return sum(file.stat().st_size for file in home.rglob("*") if file.is_file())
+        return self._tier.budget.charged_below(str(self._home(engine.spec)) + "/")
 
     def close(self) -> None:
         """Stop all engines; the models stay in memory for the next server."""
@@ -222,17 +262,15 @@ class Models:
 
 def _is_sequencers(spec: ModelSpec, params_path: Path) -> bool:
     """Whether the sequencer's control region and file of first parameters are in reach, and are what they should be."""
-    if params_path != Path(spec.home) / FIRST or not params_path.is_file():
-        return False
+    return params_path == Path(spec.home) / FIRST and params_path.is_file() and _is_alive(spec)
+
+
+def _is_alive(spec: ModelSpec) -> bool:
+    """Whether the model's control region is in reach and does not say that it is deleted."""
     try:
-        Control.open(spec.control_path).region.close()
+        control = Control.open(spec.control_path)
     except TierError:
         return False
-    return True
-
-
-def _is_deleted(spec: ModelSpec) -> bool:
-    control = Control.open(spec.control_path)
     deleted = control.deleted
     control.region.close()
-    return deleted
+    return not deleted

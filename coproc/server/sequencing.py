@@ -15,7 +15,7 @@ from typing import TypeVar
 from coproc import probe
 from coproc.consistency import Bsp
 from coproc.descent import Sequencer, Verdict
-from coproc.errors import ConfigError
+from coproc.errors import ConfigError, CoprocError, Timeout
 from coproc.server.sweeper import SeatMap
 from coproc.shared import control as ctl
 from coproc.shared import published as pub
@@ -34,8 +34,9 @@ _PENDING = -1
 # A seat that was given but never taken (the client died in between) is free again after this long.
 _TAKE_WITHIN_S = 30.0
 READER = -1
-# Entries that may wait for the slowest shard: the log, less one round of all workers.
-_LOG_ROOM = ctl.LOG_ENTRIES - ctl.MAX_WORKERS
+# Entries that may wait for the slowest shard: the log, less what one append may overwrite, less one round that a
+# single commit may close.
+_LOG_ROOM = ctl.LOG_ENTRIES - ctl.APPEND_ENTRIES - ctl.MAX_WORKERS
 
 
 @dataclass
@@ -81,6 +82,7 @@ class SequencerLoop:
         self._requests: SimpleQueue[tuple[Callable[[], object], Future[object]]] = SimpleQueue()
         self._seats: list[_Taken] = []
         self._missing_since: dict[int, float] = {}
+        self._ended: CoprocError | None = None
         self.counters = Counters()
         control.replay()
         self.core = Sequencer(spec.consistency, control.head_version, control.ledger())
@@ -104,10 +106,11 @@ class SequencerLoop:
             known.closing = seat.closed
             while known.taken < seat.words.load(seats.HEAD):
                 slot = known.taken % seat.depth
-                after = busy.get((number, slot, worker, seat.read_line(slot).step))
-                if after is None:
+                step = seat.read_line(slot).step
+                if step >= self._control.next_step(worker):
                     break
-                known.positions[slot] = after
+                # In the log: busy until all shards have it. Or a duplicate, or applied by all: free.
+                known.positions[slot] = busy.get((number, slot, worker, step), 0)
                 known.taken += 1
             self._seats.append(known)
         self._seats.sort(key=lambda s: (s.worker, s.number))
@@ -121,11 +124,37 @@ class SequencerLoop:
     # -- other threads ---------------------------------------------------------------------------------------
 
     def submit(self, request: Callable[[], T], timeout_s: float = 30.0) -> T:
-        """Have `request` done on the sequencer's thread, between two polls, and wait for its answer."""
+        """Have `request` done on the sequencer's thread, between two polls, and wait for its answer.
+
+        Raises:
+            ModelNotFound, ServerError: the thread has ended, because the model was deleted or it failed.
+            Timeout: no answer in time.
+        """
         future: Future[object] = Future()
         self._requests.put((request, future))
+        if self._ended is not None:
+            self._refuse_requests()
         self._control.general.ring(ctl.BELL)
-        return future.result(timeout_s)  # type: ignore[return-value]
+        try:
+            return future.result(timeout_s)  # type: ignore[return-value]
+        except TimeoutError as error:
+            if future.done():
+                raise
+            raise Timeout(f"the sequencer of model {self._spec.name!r} gave no answer in {timeout_s:g} s") from error
+
+    def end(self, reason: CoprocError) -> None:
+        """The thread ends: whoever asks it for something gets `reason`. Idempotent; the first reason stays."""
+        self._ended = self._ended or reason
+        self._refuse_requests()
+
+    def _refuse_requests(self) -> None:
+        while True:
+            try:
+                _, future = self._requests.get_nowait()
+            except Empty:
+                return
+            if future.set_running_or_notify_cancel():
+                future.set_exception(self._ended)
 
     # -- requests, on the sequencer's thread -----------------------------------------------------------------
 
@@ -136,10 +165,9 @@ class SequencerLoop:
             OutOfMemory: the budget or the tmpfs has no room for its slots.
             ConfigError: too many seats, or a worker number that cannot be.
         """
-        consistency = self._spec.consistency
-        limit = consistency.workers if isinstance(consistency, Bsp) else ctl.MAX_WORKERS
-        if worker != READER and not 0 <= worker < limit:
-            raise ConfigError(f"workers of model {self._spec.name!r} are numbered 0 to {limit - 1}, not {worker}")
+        if worker != READER:
+            self._check_worker(worker)
+            self._require_room()
         in_use = {taken.number for taken in self._seats}
         number = next((n for n in range(ctl.MAX_SEATS) if n not in in_use), None)
         if number is None:
@@ -175,6 +203,23 @@ class SequencerLoop:
         self._control.general.store(ctl.LOST_WORKER, 0)
         return number, generation, self._next_step(worker)
 
+    def _check_worker(self, worker: int) -> None:
+        consistency = self._spec.consistency
+        limit = consistency.workers if isinstance(consistency, Bsp) else ctl.MAX_WORKERS
+        if not 0 <= worker < limit:
+            raise ConfigError(f"workers of model {self._spec.name!r} are numbered 0 to {limit - 1}, not {worker}")
+
+    def _room(self) -> int:
+        """Entries that may be admitted before the slowest shard has caught up."""
+        return _LOG_ROOM - self._control.head + min([shard.kept_from for shard in self._shards])
+
+    def _require_room(self) -> None:
+        if self._room() <= 0:
+            raise Timeout(
+                f"the log of model {self._spec.name!r} is full: a shard has not applied its last {_LOG_ROOM} records. "
+                "Is one of its servers down?"
+            )
+
     def _next_step(self, worker: int) -> int:
         """The step after all that attempts of `worker` have committed, taken out of their seats or not."""
         step = max(self._control.next_step(worker), self._control.claimed(worker) + 1)
@@ -195,19 +240,31 @@ class SequencerLoop:
                 taken.seat.words.ring(seats.BELL)
 
     def close_all_seats(self) -> None:
-        """The model is deleted: nobody may commit any more."""
+        """The model is deleted: nobody may commit any more. The one method for after the thread has ended."""
         for taken in self._seats:
             self.close_seat(taken.number, taken.generation)
 
     def leave(self, worker: int) -> None:
-        """Nobody waits for `worker` any more."""
+        """Nobody waits for `worker` any more; what it has committed still goes into rounds.
+
+        Raises:
+            ConfigError: no worker can have this number. Timeout: the log is full.
+        """
+        self._check_worker(worker)
         self.poll()
+        self._require_room()
         self.core.leave(worker)
         self._append_records()
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """A record of the log: every shard changes at the same version."""
+        """A record of the log: every shard changes at the same version.
+
+        Raises:
+            ConfigError: not a rate that the optimizer can have. Timeout: the log is full.
+        """
+        self._spec.optimizer.with_learning_rate(learning_rate)
         self.poll()
+        self._require_room()
         self.core.hyper(ctl.float_to_word(learning_rate))
         self._append_records()
 
@@ -238,7 +295,7 @@ class SequencerLoop:
     def poll(self) -> bool:
         """Take new commits and free applied slots; False if nothing was new."""
         new = False
-        room = _LOG_ROOM - self._control.head + min([shard.kept_from for shard in self._shards])
+        room = self._room()
         for taken in self._seats:
             if taken.taken < taken.seat.words.load(seats.HEAD):
                 new |= self._take(taken, room)
@@ -252,8 +309,15 @@ class SequencerLoop:
         if not records:
             return
         self.core.records = []
-        position = self._control.head
-        self._control.append(records)
+        position = start = self._control.head
+        while len(records) - (position - start) > ctl.APPEND_ENTRIES:
+            part = records[position - start :][: ctl.APPEND_ENTRIES]
+            while part[-1].following:
+                part.pop()  # only whole records
+            self._control.append(part)
+            position += len(part)
+        self._control.append(records[position - start :])
+        position = start
         by_number = self._by_number
         for entry in records:
             position += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -12,15 +13,16 @@ from typing import Any
 import grpc
 import numpy as np
 
-from coproc.errors import ConfigError, ModelNotFound, OutOfMemory, Unsupported
-from coproc.near import NearModel, NearWorker
+from coproc.errors import ConfigError, CoprocError, OutOfMemory, Unsupported, whole
+from coproc.near import NearWorker
 from coproc.server.engine import Engine
 from coproc.server.far import LEASE_TTL_S, FarSessions
 from coproc.server.models import Models
+from coproc.server.readers import Readers
 from coproc.server.sequencing import READER, SequencerLoop
 from coproc.shared.control import Presence
 from coproc.shared.seats import Seat
-from coproc.spec import ModelSpec, ShardPlace
+from coproc.spec import MOST_EXAMPLES, MOST_STEPS, ModelSpec, ShardPlace, check_identity
 from coproc.v1 import coproc_pb2 as pb
 from coproc.v1 import coproc_pb2_grpc
 from coproc.wire import ERRORS, Filling, as_coproc, chunks
@@ -43,8 +45,8 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         self._token = token
         self._tls = tls
         self._far = FarSessions()
-        self._near: dict[str, NearModel] = {}
-        self._readers: dict[str, deque[tuple[Seat, int, int]]] = {}
+        self._readers: dict[str, Readers] = {}
+        self._lock = threading.Lock()
         self._rates: dict[str, deque[tuple[float, int]]] = {}
         self._started = time.monotonic()
 
@@ -78,7 +80,7 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
             try:
                 spec = self._models.make_shards(spec, servers[0], first)
                 for server in servers[1 : len(places)]:
-                    made.append(server)
+                    made.append(server)  # before the call: what it made is to be dropped also if its answer is lost
                     answer = self._peer(server).ServeShards(
                         pb.ServeShardsRequest(spec_json=spec.to_json(), parameters_path=str(first), server=server),
                         timeout=_PEER_TIMEOUT_S,
@@ -89,8 +91,8 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
                     self._peer(server).ServeShards(complete, timeout=_PEER_TIMEOUT_S)
                 engine = self._models.activate(spec)
             except BaseException:
-                self._drop_on(made, spec.name)
-                self._models.abandon(spec.name)
+                self._drop_on(made, spec)
+                self._models.abandon(spec)
                 raise
         return pb.CreateModelResponse(header=_header(engine), spec_json=spec.to_json())
 
@@ -118,25 +120,25 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
 
     @ERRORS.handler
     def DeleteModel(self, request: pb.DeleteModelRequest, context: grpc.ServicerContext) -> Any:
-        engine = self._models.get(request.name)
-        self._sequencer(engine)
-        mine = engine.spec.shards[0].server
-        self._forget(request.name)
-        self._models.drop(request.name)
-        self._drop_on(sorted({p.server for p in engine.spec.shards if p.server != mine}), request.name)
+        engine = self._models.get(request.name, request.identity)
+        spec = engine.spec
+        self._require_sequencer(engine)
+        self._forget(spec, f"model {spec.name!r} was deleted")
+        self._models.drop(spec.name, spec.identity)
+        self._far.end_of(spec.identity)
+        self._drop_on(sorted({p.server for p in spec.shards if p.server != spec.shards[0].server}), spec)
         return pb.DeleteModelResponse(header=pb.ResponseHeader(epoch=self._tier.epoch))
 
     @ERRORS.handler
     def DropShards(self, request: pb.DropShardsRequest, context: grpc.ServicerContext) -> Any:
-        self._models.drop(request.name)
-        self._models.abandon(request.name)
+        check_identity(request.identity)
+        self._models.drop(request.name, request.identity)
+        self._models.abandon_part(request.name, request.identity)
         return pb.DropShardsResponse(header=pb.ResponseHeader(epoch=self._tier.epoch))
 
     @ERRORS.handler
     def SetLearningRate(self, request: pb.SetLearningRateRequest, context: grpc.ServicerContext) -> Any:
-        engine = self._models.get(request.name)
-        if not (0 < request.learning_rate < float("inf")):
-            raise ConfigError(f"a learning rate must be positive and finite, not {request.learning_rate}")
+        engine = self._models.get(request.name, request.identity)
         sequencer = self._sequencer(engine)
         sequencer.submit(lambda: sequencer.set_learning_rate(request.learning_rate))
         return pb.SetLearningRateResponse(header=_header(engine))
@@ -145,10 +147,8 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
 
     @ERRORS.handler
     def Join(self, request: pb.JoinRequest, context: grpc.ServicerContext) -> Any:
-        engine = self._models.get(request.name)
+        engine = self._models.get(request.name, request.identity)
         sequencer = self._sequencer(engine)
-        if engine.failure:
-            raise ModelNotFound(f"model {request.name!r} has stopped: {engine.failure}")
         reader = request.kind == pb.SEAT_KIND_NEAR_READER
         depth = 0 if reader else (request.slots_count or engine.spec.slots)
         if not reader and not 1 <= depth <= 64:
@@ -163,9 +163,9 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         )
         if request.kind == pb.SEAT_KIND_FAR_WORKER:
             held = Seat.take(engine.spec.seat_path(seat, generation), depth, engine.spec.layout.size)
-            near = NearWorker(self._near_model(engine), worker, held, next_step)
+            near = NearWorker(self._readers_of(engine).model, worker, held, next_step)
             answer.lease_id = self._far.open(
-                near, lambda: sequencer.submit(lambda: sequencer.close_seat(seat, generation))
+                engine.spec.identity, near, lambda: sequencer.submit(lambda: sequencer.close_seat(seat, generation))
             )
             answer.lease_ttl_ms = int(LEASE_TTL_S * 1000)
         return answer
@@ -177,24 +177,24 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
 
     @ERRORS.handler
     def Close(self, request: pb.CloseRequest, context: grpc.ServicerContext) -> Any:
-        engine = self._models.get(request.name)
         if request.lease_id:
             self._far.close(request.lease_id)
-        else:
+        engine = self._models.get(request.name, request.identity)
+        if not request.lease_id:
             sequencer = self._sequencer(engine)
             sequencer.submit(lambda: sequencer.close_seat(int(request.seat), int(request.generation)))
         return pb.CloseResponse(header=_header(engine))
 
     @ERRORS.handler
     def Leave(self, request: pb.LeaveRequest, context: grpc.ServicerContext) -> Any:
-        engine = self._models.get(request.name)
+        engine = self._models.get(request.name, request.identity)
         sequencer = self._sequencer(engine)
         sequencer.submit(lambda: sequencer.leave(int(request.worker)))
         return pb.LeaveResponse(header=_header(engine))
 
     @ERRORS.handler
     def Settle(self, request: pb.SettleRequest, context: grpc.ServicerContext) -> Any:
-        engine = self._models.get(request.name)
+        engine = self._models.get(request.name, request.identity)
         version = self._sequencer(engine).submit(self._sequencer(engine).settle)
         return pb.SettleResponse(header=_header(engine), version=version)
 
@@ -205,8 +205,8 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         begin = _first(requests, "begin").begin
         engine = self._models.get(begin.name)
         timeout_s = begin.timeout_ms / 1000
-        if begin.examples < 0:
-            raise ConfigError(f"examples must be at least 0, not {begin.examples}")
+        whole("examples", begin.examples, 0, MOST_EXAMPLES)
+        whole("step", begin.step, 0, MOST_STEPS)
         with self._far.use(begin.lease_id, timeout_s) as worker:
             if begin.examples:
                 filling = Filling(worker.slot(timeout_s), f"a gradient of model {begin.name!r}")
@@ -226,22 +226,19 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
 
     @ERRORS.handler
     def Pull(self, request: pb.PullRequest, context: grpc.ServicerContext) -> Iterator[Any]:
-        engine = self._models.get(request.name)
+        engine = self._models.get(request.name, request.identity)
         timeout_s = request.timeout_ms / 1000
         if request.lease_id:
             with self._far.use(request.lease_id, timeout_s) as worker:
                 version, flat = worker.pull(request.min_version, timeout_s)
                 yield from self._send(engine, version, flat)
             return
-        model = self._near_model(engine)
+        readers = self._readers_of(engine)
         deadline = time.monotonic() + timeout_s
-        model.wait_version(request.min_version, timeout_s)
-        seat, number, generation = self._reader(engine)
+        readers.model.wait_version(request.min_version, timeout_s)
         out = np.empty(engine.spec.layout.size, np.float32)
-        try:
-            version = model.read_into(seat, out, max(0.0, deadline - time.monotonic()))
-        finally:
-            self._readers.setdefault(request.name, deque()).append((seat, number, generation))
+        with readers.use() as seat:
+            version = readers.model.read_into(seat, out, max(0.0, deadline - time.monotonic()))
         yield from self._send(engine, version, out)
 
     def _send(self, engine: Engine, version: int, flat: Any) -> Iterator[Any]:
@@ -249,15 +246,6 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         yield pb.PullResponse(header=header)
         for chunk in chunks(flat):
             yield pb.PullResponse(chunk=chunk)
-
-    def _reader(self, engine: Engine) -> tuple[Seat, int, int]:
-        """A reader's seat that this server holds and nobody uses."""
-        try:
-            return self._readers.setdefault(engine.spec.name, deque()).popleft()
-        except IndexError:
-            sequencer = self._sequencer(engine)
-            number, generation, _ = sequencer.submit(lambda: sequencer.give_seat(READER, 0))
-            return Seat.take(engine.spec.seat_path(number, generation), 0, 0), number, generation
 
     # -- status ----------------------------------------------------------------------------------------------
 
@@ -316,18 +304,23 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
 
     # -- within ----------------------------------------------------------------------------------------------
 
-    def _sequencer(self, engine: Engine) -> SequencerLoop:
+    def _require_sequencer(self, engine: Engine) -> None:
         if engine.sequencer is None:
             raise Unsupported(
                 f"the sequencer of model {engine.spec.name!r} is {engine.spec.shards[0].server}; ask that server"
             )
+
+    def _sequencer(self, engine: Engine) -> SequencerLoop:
+        self._require_sequencer(engine)
+        assert engine.sequencer is not None
         return engine.sequencer
 
-    def _near_model(self, engine: Engine) -> NearModel:
-        model = self._near.get(engine.spec.name)
-        if model is None:
-            model = self._near[engine.spec.name] = NearModel(engine.spec)
-        return model
+    def _readers_of(self, engine: Engine) -> Readers:
+        with self._lock:
+            readers = self._readers.get(engine.spec.identity)
+            if readers is None:
+                readers = self._readers[engine.spec.identity] = Readers(engine.spec, self._sequencer(engine))
+            return readers
 
     def _peer(self, server: str) -> Any:
         [(host, port)] = tier_wire.parse_address(f"coproc://{server}")
@@ -335,27 +328,31 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
             coproc_pb2_grpc.CoprocessorStub(tier_wire.channel(host, port, token=self._token, tls=self._tls)), server
         )
 
-    def _drop_on(self, servers: list[str], name: str) -> None:
+    def _drop_on(self, servers: list[str], spec: ModelSpec) -> None:
         for server in servers:
             try:
-                self._peer(server).DropShards(pb.DropShardsRequest(name=name), timeout=_PEER_TIMEOUT_S)
-            except Exception as error:
+                request = pb.DropShardsRequest(name=spec.name, identity=spec.identity)
+                self._peer(server).DropShards(request, timeout=_PEER_TIMEOUT_S)
+            except CoprocError as error:
                 # It is down; at its next start it finds that the model is deleted and removes its part.
-                tier_wire.LOG.warning("server %s could not drop model %s: %s", server, name, error)
+                tier_wire.LOG.warning("server %s could not drop model %s: %s", server, spec.name, error)
 
-    def _forget(self, name: str) -> None:
-        for seat, _, _ in self._readers.pop(name, deque()):
-            seat.close()
-        near = self._near.pop(name, None)
-        if near is not None:
-            near.close()
-        self._rates.pop(name, None)
+    def _forget(self, spec: ModelSpec, reason: str) -> None:
+        with self._lock:
+            readers = self._readers.pop(spec.identity, None)
+        if readers is not None:
+            readers.close(reason)
+        self._rates.pop(spec.name, None)
+
+    def stop(self) -> None:
+        """Have calls that wait end now: the server is stopping. Before its RPC side stops."""
+        with self._lock:
+            for readers in self._readers.values():
+                readers.close("the server is stopping")
 
     def close(self) -> None:
-        """End all leases and readers."""
+        """End all leases."""
         self._far.expire(all_of_them=True)
-        for name in [*self._near, *self._readers]:
-            self._forget(name)
 
 
 class _Peer:

@@ -20,6 +20,7 @@ from coproc.shared.control import Control, Entry
 from coproc.shared.published import Published
 from coproc.shared.seats import Seat
 from coproc.spec import ModelSpec
+from storage_tier.errors import RegionNotFound
 
 # Entries looked at for one pass: more than it can take, so that a pass is never short for want of looking.
 _LOOK_AHEAD = 4 * SWEEP_WIDTH
@@ -74,11 +75,22 @@ class SeatMap:
                 del self.open[number]
                 known = None
             if state == ctl.SEAT_OPEN and known is None:
-                seat = Seat.open(
-                    self._spec.seat_path(number, generation), depth, self._spec.layout.size if depth else 0
-                )
+                size = self._spec.layout.size if depth else 0
+                try:
+                    seat = Seat.open(self._spec.seat_path(number, generation), depth, size)
+                except RegionNotFound:
+                    # It was given back between the look at the table and now: the table has changed again.
+                    changed = -1
+                    continue
                 self.open[number] = MappedSeat(generation, seat, [slot[self._lo : self._hi] for slot in seat.slots])
         self._changed = changed
+
+    def close(self) -> None:
+        """Unmap all seats: who holds one keeps its own map. Idempotent."""
+        for mapped in self.open.values():
+            mapped.slots.clear()
+            mapped.seat.close()
+        self.open.clear()
 
     def pins(self) -> list[int]:
         """The versions that readers hold."""
@@ -96,6 +108,9 @@ class Sweeper:
         self._seats = seat_map
         self._streamed = shard.size >= optim.STREAM_FROM
         self._kernel = optim.compile_sweep(spec.optimizer)
+        # So many old versions may be held as views: one more, and no back buffer is left.
+        self._views_of_old = spec.buffers - 2
+        shard.words.store(pub.COPY_ONLY, int(self._views_of_old <= 0))
         self.blocked = False
         """The last pass found no back buffer: readers hold them all."""
         consistency = spec.consistency
@@ -109,14 +124,14 @@ class Sweeper:
         self._cuts = [slice(lo, hi) for lo, hi in pairwise(bounds)]
         self._helpers = ThreadPoolExecutor(parts - 1, f"{spec.name}/{number}") if parts > 1 else None
         self._scratches = [np.empty(optim.SCRATCH_FLOATS, np.float32) for _ in self._cuts]
-        self._leases_count_for_copying = ctl.MAX_SEATS if isinstance(consistency, Bsp) else spec.buffers - 2
         shard.forget_unpublished()
         self.version, _, bank = shard.front()
         self.position, self._updates, self._rate = shard.bank_words(bank)
         shard.words.store(pub.APPLIED, self.position)
 
     def close(self) -> None:
-        """End the helping threads. Idempotent."""
+        """End the helping threads and unmap the seats. Idempotent."""
+        self._seats.close()
         if self._helpers is not None:
             self._helpers.shutdown()
 
@@ -156,7 +171,7 @@ class Sweeper:
         if plan.learning_rate_word is not None:
             self._rate = plan.learning_rate_word
         leased = {pin for pin in self._seats.pins() if pin != plan.version}
-        shard.words.store(pub.COPY_ONLY, int(len(leased) >= self._leases_count_for_copying))
+        shard.words.store(pub.COPY_ONLY, int(len(leased) >= self._views_of_old))
         probe.hit("publish.before")
         shard.publish(plan.version, back, 1 - bank, plan.position, self._updates, self._rate)
         probe.hit("publish.after")

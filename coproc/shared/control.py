@@ -31,7 +31,6 @@ ROW = 8  # words in a row of a table: one cache line
 # General words, grouped by writer so that no two writers share a cache line.
 EPOCH, STATE = 0, 1
 HEAD, SLOWEST, WORKERS_USED, SEATS_CHANGED, LOST_WORKER = 8, 9, 10, 11, 12
-FAILED = 2  # a server's thread ended by an error
 SLEEPING = 16
 BELL = 24
 _GENERAL_WORDS = 64
@@ -41,6 +40,9 @@ LIVE, DELETED = 1, 2
 MAX_WORKERS = 4096
 MAX_SEATS = 512
 LOG_ENTRIES = 16384
+# One append has at most this many entries (a round of all workers), so that a replay of the newest ones never reads
+# what an append that was killed has half overwritten: the oldest.
+APPEND_ENTRIES = MAX_WORKERS
 
 
 class Kind(IntEnum):
@@ -154,7 +156,8 @@ class Control:
     def append(self, entries: Sequence[Entry]) -> None:
         """Commit whole records; atomic, durable against SIGKILL once it returns. Sequencer only. Never blocks.
 
-        The caller sees to it that they fit: `LOG_ENTRIES` behind the slowest shard is the limit.
+        The caller sees to it that they fit: `LOG_ENTRIES` less `APPEND_ENTRIES` behind the slowest shard is the
+        limit; and that they are `APPEND_ENTRIES` at most.
         """
         head = self.head
         start = head % LOG_ENTRIES
@@ -180,9 +183,12 @@ class Control:
         return [Entry._make(row) for row in rows.tolist()]
 
     def replay(self) -> None:
-        """Bring the ledger up to the log after a restart; idempotent. Sequencer only."""
+        """Bring the ledger up to the log after a restart; idempotent. Sequencer only.
+
+        Only the last append can be missing in it.
+        """
         head = self.head
-        for entry in self.entries(max(0, head - LOG_ENTRIES), head):
+        for entry in self.entries(max(0, head - APPEND_ENTRIES), head):
             self._sum(entry)
 
     def _sum(self, e: Entry) -> None:

@@ -23,7 +23,7 @@ from coproc.shared.control import ROW
 from storage_tier.regions import Region, align
 from storage_tier.words import fence
 
-PUB, COPY_ONLY, APPLIED = 0, 1, 2
+PUB, COPY_ONLY, APPLIED, FAILED = 0, 1, 2, 3
 BELL = 8  # rung by the server when it has published
 SLEEPING = 16
 WAKE = 24  # rung by the sequencer when the log has grown

@@ -83,10 +83,12 @@ class ListModelsResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., names: _Optional[_Iterable[str]] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class DeleteModelRequest(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "identity")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    identity: str
+    def __init__(self, name: _Optional[str] = ..., identity: _Optional[str] = ...) -> None: ...
 
 class DeleteModelResponse(_message.Message):
     __slots__ = ("header",)
@@ -95,12 +97,14 @@ class DeleteModelResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ...) -> None: ...
 
 class SetLearningRateRequest(_message.Message):
-    __slots__ = ("name", "learning_rate")
+    __slots__ = ("name", "learning_rate", "identity")
     NAME_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     name: str
     learning_rate: float
-    def __init__(self, name: _Optional[str] = ..., learning_rate: _Optional[float] = ...) -> None: ...
+    identity: str
+    def __init__(self, name: _Optional[str] = ..., learning_rate: _Optional[float] = ..., identity: _Optional[str] = ...) -> None: ...
 
 class SetLearningRateResponse(_message.Message):
     __slots__ = ("header",)
@@ -109,16 +113,18 @@ class SetLearningRateResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("name", "kind", "worker", "slots_count")
+    __slots__ = ("name", "kind", "worker", "slots_count", "identity")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SLOTS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: SeatKind
     worker: int
     slots_count: int
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[SeatKind, str]] = ..., worker: _Optional[int] = ..., slots_count: _Optional[int] = ...) -> None: ...
+    identity: str
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[SeatKind, str]] = ..., worker: _Optional[int] = ..., slots_count: _Optional[int] = ..., identity: _Optional[str] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
     __slots__ = ("header", "seat", "generation", "slots_count", "next_step", "lease_id", "lease_ttl_ms")
@@ -153,16 +159,18 @@ class RenewResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ...) -> None: ...
 
 class CloseRequest(_message.Message):
-    __slots__ = ("name", "seat", "generation", "lease_id")
+    __slots__ = ("name", "seat", "generation", "lease_id", "identity")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SEAT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     name: str
     seat: int
     generation: int
     lease_id: str
-    def __init__(self, name: _Optional[str] = ..., seat: _Optional[int] = ..., generation: _Optional[int] = ..., lease_id: _Optional[str] = ...) -> None: ...
+    identity: str
+    def __init__(self, name: _Optional[str] = ..., seat: _Optional[int] = ..., generation: _Optional[int] = ..., lease_id: _Optional[str] = ..., identity: _Optional[str] = ...) -> None: ...
 
 class CloseResponse(_message.Message):
     __slots__ = ("header",)
@@ -171,12 +179,14 @@ class CloseResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
-    __slots__ = ("name", "worker")
+    __slots__ = ("name", "worker", "identity")
     NAME_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     name: str
     worker: int
-    def __init__(self, name: _Optional[str] = ..., worker: _Optional[int] = ...) -> None: ...
+    identity: str
+    def __init__(self, name: _Optional[str] = ..., worker: _Optional[int] = ..., identity: _Optional[str] = ...) -> None: ...
 
 class LeaveResponse(_message.Message):
     __slots__ = ("header",)
@@ -185,10 +195,12 @@ class LeaveResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ...) -> None: ...
 
 class SettleRequest(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "identity")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    identity: str
+    def __init__(self, name: _Optional[str] = ..., identity: _Optional[str] = ...) -> None: ...
 
 class SettleResponse(_message.Message):
     __slots__ = ("header", "version")
@@ -237,16 +249,18 @@ class PushResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., step: _Optional[int] = ..., duplicate: _Optional[bool] = ..., next_step: _Optional[int] = ..., version_read: _Optional[int] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("name", "lease_id", "min_version", "timeout_ms")
+    __slots__ = ("name", "lease_id", "min_version", "timeout_ms", "identity")
     NAME_FIELD_NUMBER: _ClassVar[int]
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     MIN_VERSION_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     name: str
     lease_id: str
     min_version: int
     timeout_ms: int
-    def __init__(self, name: _Optional[str] = ..., lease_id: _Optional[str] = ..., min_version: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+    identity: str
+    def __init__(self, name: _Optional[str] = ..., lease_id: _Optional[str] = ..., min_version: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., identity: _Optional[str] = ...) -> None: ...
 
 class PullResponse(_message.Message):
     __slots__ = ("header", "chunk")
@@ -337,10 +351,12 @@ class ServeShardsResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., spec_json: _Optional[str] = ...) -> None: ...
 
 class DropShardsRequest(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "identity")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    identity: str
+    def __init__(self, name: _Optional[str] = ..., identity: _Optional[str] = ...) -> None: ...
 
 class DropShardsResponse(_message.Message):
     __slots__ = ("header",)

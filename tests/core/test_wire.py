@@ -95,7 +95,7 @@ def test_a_server_reads_no_foreign_file(stub, client, name, tmp_path):
     secret = tmp_path / "first"
     secret.write_bytes(bytes(4000))
     spec = {
-        "name": "foreign", "tensors": {"w": [100]}, "optimizer": {"name": "sgd", "learning_rate": 0.1},
+        "name": "foreign", "identity": "0" * 16, "tensors": {"w": [100]}, "optimizer": {"name": "sgd", "learning_rate": 0.1},
         "consistency": {"name": "asp"}, "slots": 2, "buffers": 2, "home": str(tmp_path),
         "shards": [{"lo": 0, "hi": 100, "server": "me", "path": ""}],
     }  # fmt: skip
