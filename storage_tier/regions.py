@@ -149,6 +149,12 @@ class Region:
         """Remove the name. Maps stay valid; the memory is given back when the last one is gone."""
         self.path.unlink(missing_ok=True)
 
+    def __del__(self) -> None:
+        # Who forgets to close a region loses its views with it; the descriptor would stay.
+        if getattr(self, "_fd", -1) >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
     def close(self) -> None:
         """Give back the lock and, once no view is left, the map. Idempotent."""
         if self._fd >= 0:

@@ -310,6 +310,13 @@ class ErrorTable:
             yield
         except grpc.RpcError as error:
             self.raise_from(error, peer)
+        except ValueError as error:
+            # What gRPC says of a channel that its owner has closed, perhaps while this call was waiting.
+            if "channel" not in str(error).lower():
+                raise
+            raise self._plain[grpc.StatusCode.UNAVAILABLE](
+                f"the connection{f' to {peer}' if peer else ''} was closed by this process"
+            ) from None
 
     def handler(self, method: F) -> F:
         """Decorator of a servicer's method (unary or generator): whatever it raises goes through `abort`."""

@@ -280,3 +280,52 @@ def test_threads_of_one_process_may_be_different_workers(client, name):
     assert not failures
     assert model.snapshot().version == 50
     model.delete()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda w: w.push({"w": "text"}),
+        lambda w: w.push({"w": [[1, 2], [3]]}),
+        lambda w: w.push({"w": None}),
+        lambda w: w.push([1, 2]),
+        lambda w: w.push({"w": np.ones(100, complex)}),
+    ],
+    ids=["text", "ragged", "none", "list", "complex"],
+)
+def test_what_is_no_gradient_is_refused(any_client, name, call):
+    model = make(any_client, name)
+    with model.join(worker=0) as worker, pytest.raises(coproc.PushRejected, match="no gradient of its model"):
+        call(worker)
+    assert model.snapshot().version == 0
+    model.delete()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c, w: w.push({"w": np.ones(100)}, examples=1.5),
+        lambda c, w: w.push({"w": np.ones(100)}, examples=2**62),
+        lambda c, w: w.push({"w": np.ones(100)}, step=-1),
+        lambda c, w: w.skip(-1),
+        lambda c, w: w.push({"w": np.ones(100)}, step="a"),
+        lambda c, w: w.model.join("a"),
+        lambda c, w: w.model.join(-1),
+        lambda c, w: w.model.join(1, slots=2.5),
+        lambda c, w: c.model(5),
+        lambda c, w: make(c, "x", consistency="bsp"),
+        lambda c, w: make(c, "x", optimizer="sgd"),
+        lambda c, w: make(c, "x", shards=2.5),
+        lambda c, w: make(c, "x", slots=100),
+        lambda c, w: coproc.Bsp(workers=2.5),
+        lambda c, w: coproc.Bsp(workers=10_000),
+        lambda c, w: coproc.Ssp(bound="a"),
+        lambda c, w: w.model.set_learning_rate(1e39),
+    ],
+)
+def test_arguments_that_cannot_be_get_a_sentence(any_client, name, call):
+    model = make(any_client, name)
+    with model.join(worker=0) as worker, pytest.raises(coproc.ConfigError):
+        call(any_client, worker)
+    assert model.snapshot().version == 0
+    model.delete()

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from coproc.consistency import Asp, Bsp, Ssp
 from coproc.descent import SWEEP_WIDTH, Sequencer, Verdict, plan_sweep
-from coproc.shared.control import Entry, Kind
+from coproc.shared.control import Entry, Kind, Presence
 
 
 def sequencer(consistency, log):
@@ -187,3 +187,29 @@ def test_a_skip_takes_a_step_and_makes_no_version(consistency):
     assert core.version == 0
     assert core.commit(0, 1, 0, 1, 5) is Verdict.ADMITTED
     assert core.version == 1
+
+
+def test_what_a_worker_committed_before_it_left_goes_into_rounds():
+    log = []
+    core = sequencer(Bsp(workers=2), log)
+    core.join(0)
+    core.join(1)
+    assert core.commit(1, 0, 1, 0, 5) is Verdict.ADMITTED
+    assert core.commit(1, 1, 1, 1, 5) is Verdict.AHEAD
+    core.leave(1)
+    core.commit(0, 0, 0, 0, 5)
+    assert gradients(log) == [(0, 0), (1, 0)]
+    # The next round waits for the second one, which is committed and will come; then nobody waits any more.
+    assert core.missing() == [0, 1]
+    core.commit(0, 1, 0, 1, 5)
+    assert core.version == 1
+    core.commit(1, 1, 1, 1, 5)
+    assert gradients(log)[2:] == [(0, 1), (1, 1)]
+    assert core.missing() == [0]
+
+
+def test_after_a_restart_a_held_gradient_of_who_has_left_is_held_again():
+    core = Sequencer(Bsp(workers=2), 3, [(0, Presence.JOINED, 3, 0), (1, Presence.LEFT, 2, 1)])
+    assert core.commit(1, 2, 1, 0, 5) is Verdict.ADMITTED
+    assert core.commit(0, 3, 0, 0, 5) is Verdict.ADMITTED
+    assert gradients(core.records) == [(0, 3), (1, 2)]

@@ -267,3 +267,137 @@ def test_serve_refuses_what_cannot_work(directory):
     process, _ = serve(directory, "--memory-bytes", str(1 << 50))
     assert "shared memory" in process.communicate(timeout=30)[1]
     assert process.returncode == 1
+
+
+def test_a_name_that_is_used_again_is_another_model(client, far, name):
+    for face in (client, far):
+        old = make(face, name)
+        assert client.model(name) is client.model(name)
+        with old.join(worker=0) as worker:
+            worker.push({"w": np.ones(100)})
+            client.model(name).delete()
+            new = make(client, name)
+            with pytest.raises(coproc.ModelNotFound):
+                worker.push({"w": np.ones(100)})
+            with pytest.raises(coproc.ModelNotFound, match=r"another one|deleted"):
+                old.snapshot()
+        with pytest.raises(coproc.ModelNotFound, match=r"another one|deleted"):
+            old.delete()
+        assert new.snapshot().version == 0
+        new.delete()
+
+
+def test_a_refused_creation_touches_no_other_model(cluster, client, name):
+    [one, other] = cluster.servers
+    model = make(client, name)
+    with coproc.connect(f"coproc://{other.address},{one.address}") as turned, pytest.raises(coproc.ModelExists):
+        make(turned, name, shards=2)
+    assert model.snapshot().version == 0
+    model.delete()
+
+
+def test_a_far_lease_does_not_outlive_its_model(client, far, name):
+    model = make(far, name)
+    worker = model.join(worker=0)
+    worker.push({"w": np.ones(100)})
+    client.model(name).delete()
+    with pytest.raises(coproc.ModelNotFound):
+        worker.push({"w": np.ones(100)})
+    worker.close()
+    make(client, name).delete()
+
+
+def test_what_a_leaving_worker_has_pushed_is_descended(name):
+    with coproc.LocalCluster() as cluster, coproc.connect(cluster.address) as client:
+        model = make(client, name, consistency=coproc.Bsp(workers=2))
+        with model.join(worker=0) as stays, model.join(worker=1) as leaves:
+            leaves.push({"w": np.full(100, 10.0)})
+            leaves.push({"w": np.full(100, 20.0)})
+            leaves.leave()
+            leaves.close()
+            cluster.servers[0].kill()
+            cluster.servers[0].restart()
+            stays.push({"w": np.full(100, 2.0)})
+            assert stays.pull().params["w"][0] == -6
+            stays.push({"w": np.full(100, 4.0)})
+            assert stays.pull().params["w"][0] == -18
+            stays.push({"w": np.full(100, 1.0)})
+            assert stays.pull().params["w"][0] == -19
+        until(lambda: model.status().seats_count == 0)
+
+
+def test_a_twin_that_holds_an_old_view_stops_nobody(client, name):
+    model = make(client, name, consistency=coproc.Bsp(workers=2))
+    with model.join(worker=0) as one, model.join(worker=1) as other, model.join(worker=1) as twin:
+        view = twin.pull()
+        for _ in range(10):
+            one.push({"w": np.ones(100)})
+            other.push({"w": np.ones(100)})
+            assert one.pull(timeout_s=10).version == other.pull(timeout_s=10).version
+        assert (view.flat == 0).all()
+    model.delete()
+
+
+@pytest.mark.parametrize("buffers", [2, 3, 4])
+def test_views_never_take_the_last_buffer(client, name, buffers):
+    model = make(client, name, buffers=buffers)
+    with model.join(worker=0) as writer, model.join(worker=1) as first, model.join(worker=2) as second:
+        views = [first.pull(), second.pull()]
+        for version in range(1, 20):
+            writer.push({"w": np.ones(100)})
+            assert writer.pull(min_version=version, timeout_s=10).version == version
+        assert all((view.flat == 0).all() for view in views)
+    model.delete()
+
+
+def test_a_server_that_was_down_drops_its_part_of_a_name_that_is_used_again(name):
+    with coproc.LocalCluster(servers=2) as cluster, coproc.connect(cluster.address) as client:
+        make(client, name, shards=2)
+        cluster.servers[1].kill()
+        client.model(name).delete()
+        model = make(client, name, shards=1)
+        cluster.servers[1].restart()
+        assert model.snapshot().version == 0
+        model.delete()
+        make(client, name, shards=2).delete()
+
+
+def test_a_stopping_server_waits_for_no_pull(name):
+    import threading
+
+    with coproc.LocalCluster() as cluster, coproc.connect(cluster.address, near=False) as far:
+        model = make(far, name)
+        begun, ended = threading.Event(), []
+
+        def pull():
+            begun.set()
+            with model.join(worker=0) as worker:
+                try:
+                    worker.pull(min_version=5, timeout_s=5)
+                except coproc.CoprocError as error:
+                    ended.append(error)
+
+        thread = threading.Thread(target=pull)
+        thread.start()
+        begun.wait(10)
+        until(lambda: model.status().seats_count == 1)
+        server = cluster.servers[0]
+        os.kill(server.pid, signal.SIGTERM)
+        assert server.wait(timeout_s=4) == 0
+        thread.join(30)
+        assert len(ended) == 1
+
+
+def test_what_is_closed_says_so(cluster, name):
+    client = coproc.connect(cluster.address)
+    model = make(client, name)
+    worker = model.join(worker=0)
+    worker.close()
+    for call in (worker.pull, worker.gradient, worker.skip, lambda: worker.push({"w": np.ones(100)})):
+        with pytest.raises(coproc.LeaseExpired, match="was closed; join again"):
+            call()
+    model.delete()
+    client.close()
+    for call in (client.models, client.status, lambda: client.model(name), lambda: make(client, "x"), model.snapshot):
+        with pytest.raises(coproc.ConfigError, match=r"client of .* was closed"):
+            call()

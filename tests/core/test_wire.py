@@ -95,9 +95,9 @@ def test_a_server_reads_no_foreign_file(stub, client, name, tmp_path):
     secret = tmp_path / "first"
     secret.write_bytes(bytes(4000))
     spec = {
-        "name": "foreign", "identity": "0" * 16, "tensors": {"w": [100]}, "optimizer": {"name": "sgd", "learning_rate": 0.1},
-        "consistency": {"name": "asp"}, "slots": 2, "buffers": 2, "home": str(tmp_path),
-        "shards": [{"lo": 0, "hi": 100, "server": "me", "path": ""}],
+        "name": "foreign", "identity": "0" * 16, "tensors": {"w": [100]},
+        "optimizer": {"name": "sgd", "learning_rate": 0.1}, "consistency": {"name": "asp"},
+        "slots": 2, "buffers": 2, "home": str(tmp_path), "shards": [{"lo": 0, "hi": 100, "server": "me", "path": ""}],
     }  # fmt: skip
     request = pb.ServeShardsRequest(spec_json=json.dumps(spec), parameters_path=str(secret), server="me")
     assert "cannot see the memory" in refused(stub.ServeShards, request).details()
@@ -127,3 +127,14 @@ def test_a_description_that_cannot_be_is_refused(stub, change):
     begin = pb.CreateModelBegin(spec_json=json.dumps(spec | change), servers=["127.0.0.1:1"])
     error = refused(stub.CreateModel, iter([pb.CreateModelRequest(begin=begin)]))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("worker", [-1, 4096, 2**40])
+def test_a_worker_that_cannot_be_does_not_leave(stub, client, name, worker):
+    import numpy as np
+
+    model = client.create_model(name, params={"w": np.zeros(4)}, optimizer=coproc.optim.SGD(0.1))
+    error = refused(stub.Leave, pb.LeaveRequest(name=name, worker=worker))
+    assert "numbered 0 to 4095" in error.details()
+    assert model.snapshot().version == 0
+    model.delete()
