@@ -45,7 +45,7 @@ class Region:
 
     def __init__(self, path: Path, fd: int, populate: bool) -> None:
         self.path = path
-        self._fd = fd
+        self._fd = -1  # the caller's until all is well
         total_bytes = os.fstat(fd).st_size
         if total_bytes < HEADER_BYTES:
             raise CorruptRegion(f"{path} has {total_bytes} bytes: too short for a region's header")
@@ -57,6 +57,7 @@ class Region:
             raise CorruptRegion(f"{path} is not a region of format {_FORMAT_VERSION}, or it was cut")
         self.size_bytes: int = size_bytes
         self.kind = kind.rstrip(b"\0").decode()
+        self._fd = fd
 
     @classmethod
     def create(cls, path: Path, size_bytes: int, kind: str) -> Region:

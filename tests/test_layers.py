@@ -44,7 +44,7 @@ BASES = {
     "coproc.shared": ["control"],
     "coproc.bench": ["base", "streams", "peers"],
     "coproc.cli": ["base", "closing", "digits", "show"],
-    "coproc.server": ["sweeper", "sequencing", "engine", "models", "far", "service"],
+    "coproc.server": ["sweeper", "sequencing", "engine", "models", "far", "readers", "service"],
 }
 
 
