@@ -22,6 +22,7 @@ from coproc.errors import (
     ModelNotFound,
     PushRejected,
     Timeout,
+    Unauthenticated,
     Unreachable,
     whole,
 )
@@ -119,6 +120,10 @@ class Client:
                 answered += 1
             except TierError as error:
                 known = as_coproc(error)
+                if isinstance(known, Unauthenticated):
+                    raise Unauthenticated(
+                        f"{tier.peer} refuses: {error}; give the right one (token=…, --token, COPROC_TOKEN)"
+                    ) from None
                 if not isinstance(known, Unreachable | Timeout):
                     raise known from None
                 problems.append(str(error))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 ORDER_COLUMN = "__coproc_order"
 ROW_COLUMN = "__coproc_row"
 FILE_COLUMN = "__coproc_file"
+
+MAGIC = b"PAR1"
+CAUSE_LENGTH = 400
 
 FACT_COLUMNS = "partition long, facts string"
 
@@ -138,7 +142,7 @@ def ingest_table(
         OutOfMemory: the tier is too small.
     """
     origin, table = open_table(data, features, label)
-    columns = plan_columns(table.schema, features, label, kind)
+    columns = plan_columns(table.schema, features, label, kind, origin=origin)
     rows = read(table.to_batches(), columns, origin)
     _require_enough(len(rows), partitions_count, origin)
     # Words of a bit generator, not its permutation: those are the same in every version of numpy.
@@ -178,7 +182,7 @@ def ingest_frame(
     from pyspark.sql import functions as sql
 
     names = [features] if isinstance(features, str) else list(features)
-    columns = plan_columns(_arrow_schema(frame, [*names, label]), features, label, kind)
+    columns = plan_columns(_arrow_schema(frame, [*names, label]), features, label, kind, origin=origin)
     wanted = [sql.col(f"`{name}`") for name in dict.fromkeys([*names, label])]
     tracked = [sql.col(name) for name in (FILE_COLUMN, ROW_COLUMN) if name in frame.columns]
     dealt = frame.select(*wanted, *tracked, sql.xxhash64(*wanted).alias(ORDER_COLUMN)).repartition(partitions_count)
@@ -215,7 +219,7 @@ def read_parquet(session: SparkSession, path: str | os.PathLike[str]) -> DataFra
     except (PySparkException, Py4JError) as error:
         causes = re.findall(r"^Caused by: [\w.$]+: (.*)", str(error), re.MULTILINE)
         cause = (causes or str(error).splitlines())[-1 if causes else 0]
-        raise DataError(f"{where} cannot be read as Parquet: {cause[:200]}") from None
+        raise _no_parquet(where, cause) from None
 
 
 def open_table(
@@ -231,24 +235,58 @@ def open_table(
 
     names = list(dict.fromkeys([*([features] if isinstance(features, str) else features), label]))
     if isinstance(data, pa.Table):
-        plan_columns(data.schema, features, label, "regression")
+        require_columns(data.schema, features, label, "the table")
         return "the table", data.select(names)
     require_file(data)
     origin = os.fspath(data)
     try:
         source = pyarrow.dataset.dataset(origin, format="parquet")
-        plan_columns(source.schema, features, label, "regression")
-        return Path(origin).name, source.to_table(columns=names)
+        name = Path(origin).name or origin
+        require_columns(source.schema, features, label, name)
+        return name, source.to_table(columns=names)
     except DataError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{origin} cannot be read as Parquet: {str(error).splitlines()[0][:200]}") from None
+        raise _no_parquet(origin, str(error).splitlines()[0]) from None
 
 
 def require_file(path: str | os.PathLike[str]) -> None:
-    """Raises DataError if a path of this host leads nowhere; URLs are not looked at."""
-    if "://" not in os.fspath(path) and not Path(path).exists():
-        raise DataError(f"there is no file or folder {os.fspath(path)} (looked in {Path.cwd()})")
+    """Refuse a path of this host that cannot be data, before anything is started; URLs are not looked at.
+
+    Raises:
+        DataError: nothing is there, a folder without files, a file that does not begin as Parquet does.
+    """
+    where = os.fspath(path)
+    if "://" in where:
+        return
+    if not Path(path).exists():
+        raise DataError(f"there is no file or folder {where} (looked in {Path.cwd()}): check the path")
+    if Path(path).is_dir():
+        # What begins so is a note of whoever wrote the folder: neither Spark nor pyarrow reads it.
+        if not any(each.is_file() and each.name[0] not in "._" for each in Path(path).rglob("*")):
+            raise DataError(f"the folder {where} has no Parquet files: name a Parquet file, or a folder that has some")
+        return
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(MAGIC))
+    except OSError as error:
+        raise DataError(f"{where} cannot be read: {error.strerror}; check who may read it") from None
+    if head != MAGIC:
+        begins = f"it begins with {head!r}, and Parquet with {MAGIC!r}" if head else "it is empty"
+        raise _no_parquet(where, begins)
+
+
+def require_columns(schema: pa.Schema, features: str | Sequence[str], label: str, origin: str) -> None:
+    """Raises DataError if a column is missing, or cannot be one whatever the task is."""
+    plan_columns(schema, features, label, "regression", origin=origin)
+
+
+def _no_parquet(where: str, cause: str) -> DataError:
+    shown = textwrap.shorten(cause.rstrip("."), CAUSE_LENGTH, placeholder=" …")
+    return DataError(
+        f"{where} cannot be read as Parquet: {shown}; if it was damaged write it again; if it is CSV convert it, in "
+        "pandas with pandas.read_csv('FILE.csv').to_parquet('FILE.parquet')"
+    )
 
 
 def open_partition(destination: Destination, partition: int) -> Partition:

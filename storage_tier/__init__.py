@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# Before anybody imports grpc: its handlers around a fork close descriptors of the parent's pollers, and a driver forks
+# to start Spark's JVM. Nothing here uses a channel across a fork.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 if TYPE_CHECKING:
     from storage_tier.blocks import Block, BlockInfo

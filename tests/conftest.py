@@ -34,10 +34,12 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import grpc
 import hypothesis
 import pytest
+
+from storage_tier import wire
 
 SETTLE_S = 5.0
 SHM = Path("/dev/shm")
@@ -63,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Orphans of a killed server become children of this process, so that the check sees them.
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # Open as long as the suite runs: gRPC's descriptors exist before the first look.
-    config.stash[AWAKE] = grpc.insecure_channel("127.0.0.1:1")
+    config.stash[AWAKE] = wire.channel("127.0.0.1", 1)
     config.add_cleanup(config.stash[AWAKE].close)
 
 
@@ -197,7 +199,7 @@ def held_outside() -> set[str]:
 
 # ---- who owns it
 
-AWAKE = pytest.StashKey[grpc.Channel]()
+AWAKE = pytest.StashKey[Any]()  # the channel that keeps gRPC up
 PASSED = pytest.StashKey[bool]()
 HELD = pytest.StashKey[dict[str, set[Resource]]]()
 """Of the session: what fixtures of wider scope hold, by fixture."""

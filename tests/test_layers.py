@@ -37,6 +37,7 @@ ROWS = [
     ["coproc.training", "coproc.testing", "coproc.bench"],
     ["coproc.spark"],
     ["coproc.cli"],
+    ["coproc.__main__"],
 ]
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}
 # What a folder's files may import of it, lowest first; `base` where nothing is said.

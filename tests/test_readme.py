@@ -36,3 +36,14 @@ def test_every_paper_is_filled_and_its_links_lead_somewhere(paper: str) -> None:
     assert "TO FILL" not in text
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_what_is_to_be_typed_is_no_word_of_the_shell() -> None:
+    """In bash `coproc train` runs `train` as a coprocess, and says nothing. Only the first command is written so."""
+    typed = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+    assert [line for line in typed if re.search(r"(^|&& )coproc ", line)] == ["pip install '.[demo]' && coproc train"]
+    for name, kind in (("coproc", "keyword"), ("coprocessor", "")):
+        asked = subprocess.run(["bash", "-c", f"type -t {name} || true"], capture_output=True, text=True, timeout=10)
+        assert asked.stdout.strip() in (kind, "file")
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts["coprocessor"] == scripts["coproc"]

@@ -1,4 +1,4 @@
-"""The command `coproc`. Each command is one file of this folder."""
+"""The command line, `coprocessor`. Each command is one file of this folder."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ def application() -> Any:
     """The command with all its subcommands, as typer builds it."""
     import typer
 
+    from coproc.cli.base import DEBUG_VARIABLE, PROGRAM
     from coproc.cli.bench import bench
     from coproc.cli.serve import serve
     from coproc.cli.status import status
     from coproc.cli.train import train
 
     app = typer.Typer(
-        name="coproc",
+        name=PROGRAM,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None if os.environ.get("NO_COLOR") else "rich",
         help="A parameter coprocessor for Spark: workers compute gradients, a memory tier stores the model "
-        "and applies descent to it. With --debug, failures show their traceback.",
+        "and applies descent to it.",
     )
 
     def show_version(asked: bool) -> None:
@@ -35,10 +36,17 @@ def application() -> Any:
             typer.echo(f"coproc {__version__}")
             raise typer.Exit
 
+    def show_tracebacks(asked: bool) -> None:
+        if asked:
+            os.environ[DEBUG_VARIABLE] = "1"
+
     @app.callback()
     def common(
         version: bool = typer.Option(
             False, "--version", is_eager=True, callback=show_version, help="Show the version."
+        ),
+        debug: bool = typer.Option(
+            False, "--debug", callback=show_tracebacks, help="Failures show their traceback; after a command as well."
         ),
     ) -> None:
         pass
@@ -57,9 +65,9 @@ def main(arguments: list[str] | None = None) -> None:
     except ImportError as error:
         print(f"error: the commands need {error.name}: pip install 'coproc[cli]'", file=sys.stderr)
         sys.exit(1)
-    if "--debug" in given:
-        from coproc.cli.base import DEBUG_VARIABLE
+    from coproc.cli.base import PROGRAM
 
-        given.remove("--debug")
-        os.environ[DEBUG_VARIABLE] = "1"
-    application()(given, prog_name="coproc")
+    if "--debug" in given:
+        # It belongs before the command, but is thought of once the command has failed, and added at the end.
+        given = ["--debug", *(each for each in given if each != "--debug")]
+    application()(given, prog_name=PROGRAM)

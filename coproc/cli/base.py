@@ -11,6 +11,10 @@ from typing import NoReturn, ParamSpec, TypeVar
 from coproc.errors import CoprocError
 from storage_tier.errors import TierError
 
+# What users are told to type. Not `coproc`, though that is installed too: bash and zsh have a reserved word of this
+# name (a command beside the shell), so at their prompts `coproc train` starts something else.
+PROGRAM = "coprocessor"
+
 TOKEN_VARIABLE = "COPROC_TOKEN"
 DEBUG_VARIABLE = "COPROC_DEBUG"
 
@@ -48,7 +52,7 @@ def in_sentences(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def debugging() -> bool:
-    """Whether `--debug` was given."""
+    """Whether `--debug` was given, or COPROC_DEBUG is set."""
     return bool(os.environ.get(DEBUG_VARIABLE))
 
 
@@ -57,11 +61,26 @@ def say_error(sentence: str) -> None:
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
 
 
+def warn(sentence: str) -> None:
+    """One line on standard error about what works, but not well."""
+    print(f"warning: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+
+
 def usage_error(sentence: str) -> NoReturn:
     """Refuse a command line; exit status 2."""
     import typer
 
     raise typer.BadParameter(sentence)
+
+
+def require_address(address: str) -> None:
+    """A usage error unless `address` names servers; they need not run."""
+    from storage_tier.wire import parse_address
+
+    try:
+        parse_address(address)
+    except TierError as error:
+        usage_error(str(error))
 
 
 def token_from_environment() -> str | None:

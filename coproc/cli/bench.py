@@ -1,4 +1,4 @@
-"""`coproc bench`: the project's own measurements."""
+"""`coprocessor bench`: the project's own measurements."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from coproc.cli.base import in_sentences
+from coproc.cli.base import in_sentences, usage_error
 
 
 @in_sentences
@@ -27,6 +27,9 @@ def bench(
         for name in sorted(measurements.benches()):
             typer.echo(name)
         return
+    unknown = sorted(set(names or []) - set(measurements.benches()))
+    if unknown:
+        usage_error(f"no measurement is called {unknown[0]}; there are: {', '.join(sorted(measurements.benches()))}")
     defaults = measurements.Options()
     options = measurements.Options(quick=quick, rounds=rounds or defaults.rounds)
     results = measurements.run(names or [], options)

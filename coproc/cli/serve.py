@@ -1,14 +1,17 @@
-"""`coproc serve`: one server of the memory tier, with its coprocessor."""
+"""`coprocessor serve`: one server of the memory tier, with its coprocessor."""
 
 from __future__ import annotations
 
 import logging
+import re
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from coproc.cli.base import in_sentences, parse_size, token_from_environment
+from coproc.cli.base import PROGRAM, in_sentences, parse_size, token_from_environment, usage_error, warn
 
 
 @in_sentences
@@ -29,21 +32,54 @@ def serve(
     tls_authority: Annotated[Path | None, typer.Option(help="Whom to trust among servers, PEM.")] = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Prints `ready coproc://HOST:PORT` when it does."""
+    from coproc.errors import ConfigError
     from coproc.server.main import ServeConfig, default_directory
     from coproc.server.main import serve as serve_until_stopped
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     token = token_file.read_text().strip() if token_file else token_from_environment()
-    serve_until_stopped(
-        ServeConfig(
-            directory=directory or default_directory(),
+    place = directory or default_directory()
+    budget_bytes = None if memory is None else parse_size(memory)
+    try:
+        config = ServeConfig(
+            directory=place,
             host=host,
             port=port,
-            memory_bytes=None if memory is None else parse_size(memory),
+            memory_bytes=budget_bytes,
             token=token or None,
             wipe=wipe,
             certificate=tls_certificate,
             key=tls_key,
             authority=tls_authority,
         )
+    except ConfigError as error:
+        usage_error(str(error))
+    kind = file_system(place)
+    if kind not in ("tmpfs", "ramfs", None):
+        warn(
+            f"{place} is on {kind}, not on tmpfs: gradients and parameters will be written to its disk; "
+            f"{default_directory()} would be in memory"
+        )
+    serve_until_stopped(config)
+    again = PROGRAM + (" serve" if directory is None else f" serve --dir {shlex.quote(str(directory))}")
+    print(
+        f"stopped; models and data stay in {place}: `{again}` goes on with them, with --wipe it begins empty "
+        "(so does removing the directory)",
+        file=sys.stderr,
+        flush=True,
     )
+
+
+def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """The kind of file system (tmpfs, ext4, …) where `path` is or would be; None where there is no such list."""
+    if not mounts.exists():
+        return None
+    where, kind, found = path.resolve(), None, -1
+    for line in mounts.read_text(errors="surrogateescape").splitlines():
+        # Fields, as many optional ones as there are, a dash, then the kind. Blanks in paths are written \040.
+        mount, _, source = line.partition(" - ")
+        point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), mount.split()[4]))
+        # Of two mounts at one point the later one hides the earlier.
+        if where.is_relative_to(point) and len(point.parts) >= found:
+            kind, found = source.split()[0], len(point.parts)
+    return kind

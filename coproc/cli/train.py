@@ -1,4 +1,4 @@
-"""`coproc train`: from a Parquet file, or the bundled digits, to a model on disk."""
+"""`coprocessor train`: from a Parquet file, or the bundled digits, to a model on disk."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coproc.cli.base import in_sentences, token_from_environment, usage_error
+from coproc.cli.base import in_sentences, require_address, token_from_environment, usage_error
+
+if TYPE_CHECKING:
+    from coproc.training import TrainConfig
 
 # What the demonstration does differently: 1,437 small images are few, so small batches and more epochs.
 DEMO: dict[str, Any] = {"epochs": 20, "batch_size": 32, "hidden": (128,), "learning_rate": 3e-3}
@@ -68,7 +71,9 @@ def train(
         str,
         typer.Option(help="bsp (synchronous), ssp (bounded), asp (asynchronous).", rich_help_panel=_HOW),
     ] = "bsp",
-    bound: Annotated[int, typer.Option(help="ssp: steps the fastest may be ahead.", rich_help_panel=_HOW)] = 4,
+    bound: Annotated[
+        int | None, typer.Option(help="ssp: steps the fastest may be ahead (default: 4).", rich_help_panel=_HOW)
+    ] = None,
     n_send: Annotated[int, typer.Option(help="Batches summed into one push.", rich_help_panel=_HOW)] = 1,
     n_fetch: Annotated[
         int | None, typer.Option(help="Batches from pull to pull (default: n-send).", rich_help_panel=_HOW)
@@ -129,13 +134,14 @@ def train(
     }
     if data is None and (validation is not None or features is not None):
         usage_error("--validation and --features belong to DATA, and none was named")
+    if address is not None:
+        require_address(address)
     run(data, validation, output, {name: value for name, value in given.items() if value is not None})
 
 
 def run(data: str | None, validation: str | None, output: str | None, given: dict[str, Any]) -> None:
     """Train with progress on standard error, and say at the end what came of it."""
     from coproc.cli.show import Display
-    from coproc.training import TrainConfig
     from coproc.training import train as train_on
 
     name = "digits" if data is None else Path(data).stem
@@ -148,7 +154,7 @@ def run(data: str | None, validation: str | None, output: str | None, given: dic
             given = {"scale": SCALE, **DEMO, **given}
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="coproc-digits-"))
             source, measured_on = (str(path) for path in write_digits(Path(folder)))
-        config = TrainConfig(**given)
+        config = _config(given)
         with Display() as display:
             result = train_on(config, source, validation=measured_on, output=directory, on_progress=display.update)
     from coproc.cli.closing import closing_words
@@ -156,6 +162,17 @@ def run(data: str | None, validation: str | None, output: str | None, given: dic
     typer.echo(closing_words(result, config, demo=data is None, validated=measured_on is not None))
     if result.interrupted:
         raise typer.Exit(130)
+
+
+def _config(given: dict[str, Any]) -> TrainConfig:
+    """The settings; what cannot work whatever the data are is a usage error."""
+    from coproc.errors import ConfigError
+    from coproc.training import TrainConfig
+
+    try:
+        return TrainConfig(**given)
+    except ConfigError as error:
+        usage_error(str(error))
 
 
 def _columns(names: list[str] | None) -> str | tuple[str, ...] | None:

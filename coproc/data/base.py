@@ -95,7 +95,7 @@ class Summary:
         if len(widths) > 1:
             raise DataError(
                 f"rows have {widths[0]} features in one partition and {widths[-1]} in another; "
-                "every row needs the same number"
+                "every row needs the same number: pad the shorter rows, or drop them"
             )
         return cls(
             sum(part.rows for part in full),
@@ -111,18 +111,19 @@ class Summary:
             DataError: no rows, one class only, or too many classes.
         """
         if not self.rows:
-            raise DataError(f"{origin} has no rows: there is nothing to train on")
+            raise DataError(f"{origin} has no rows: there is nothing to train on; name data that have some")
         if plan.kind == "regression":
             return None
         if self.label_min == self.label_max:
             raise DataError(
                 f"every label in column {plan.label!r} of {origin} is {self.label_max:.0f}: "
-                "a classifier needs at least two classes"
+                "a classifier needs at least two classes; check that --label names the right column, or train a "
+                "regression with --loss squared"
             )
         count = plan.classes or int(self.label_max) + 1
         if count > CLASSES_MAX:
             raise DataError(
                 f"labels in column {plan.label!r} of {origin} go up to {self.label_max:.0f}, and at most "
-                f"{CLASSES_MAX} classes can be: number them 0, 1, 2, ..., or train a regression"
+                f"{CLASSES_MAX} classes can be: number them 0, 1, 2, ..., or train a regression with --loss squared"
             )
         return count

@@ -23,6 +23,10 @@ from coproc.errors import DataError
 # The fields of Spark's VectorUDT: type 0 is sparse, 1 is dense.
 VECTOR_FIELDS = ("type", "size", "indices", "values")
 
+# What to do about a label that does not go with the loss.
+NUMBER_CLASSES = "number the classes 0, 1, 2, … first, in pandas with pandas.factorize(frame[{label!r}])[0]"
+REGRESSION = "or train a regression with --loss squared"
+
 LABEL_KINDS = {
     "classification": "a class id 0, 1, 2, ...",
     "binary": "0 or 1",
@@ -36,8 +40,11 @@ def plan_columns(
     label: str,
     kind: Kind = "classification",
     classes: int | None = None,
+    origin: str = "the data",
 ) -> ColumnPlan:
     """How to read `features` (one column of lists, bytes or vectors, or several of numbers) and `label`.
+
+    `origin` says in messages whose columns these are.
 
     Raises:
         DataError: a column is missing, or of a type that cannot be one.
@@ -46,12 +53,19 @@ def plan_columns(
         raise DataError(f"the kind of task must be one of {', '.join(get_args(Kind))}, not {kind!r}")
     names = (features,) if isinstance(features, str) else tuple(features)
     if not names:
-        raise DataError(f"no feature column was named; {_columns(schema)}")
+        raise DataError(f"no feature column was named; {_columns(schema, origin)}: name some with --features")
     if label in names:
-        raise DataError(f"column {label!r} cannot be both label and feature")
-    types = {name: _type_of(schema, name) for name in (*names, label)}
+        raise DataError(
+            f"column {label!r} cannot be both label and feature: leave it out of --features, or name another "
+            "with --label"
+        )
+    types = {name: _type_of(schema, name, "--features", origin) for name in names}
+    types[label] = _type_of(schema, label, "--label", origin)
     if not _is_number(types[label]):
-        raise DataError(f"label column {label!r} holds {_words(types[label])}, but numbers are needed")
+        text = NUMBER_CLASSES.format(label=label) if _is_text(types[label]) else "name another with --label"
+        raise DataError(
+            f"label column {label!r} of {origin} holds {_words(types[label])}, but numbers are needed: {text}"
+        )
     if kind == "binary":
         classes = 2
     elif kind == "regression":
@@ -60,7 +74,7 @@ def plan_columns(
     first = types[names[0]]
     encoding: Encoding = "scalars"
     if not _is_number(first) and len(names) == 1:
-        encoding = _encoding(names[0], first)
+        encoding = _encoding(names[0], first, origin)
         fixed_list, fixed_bytes = pa.types.is_fixed_size_list(first), pa.types.is_fixed_size_binary(first)
         width = first.list_size if fixed_list else first.byte_width if fixed_bytes else None
     else:
@@ -68,7 +82,7 @@ def plan_columns(
             if not _is_number(types[name]):
                 raise DataError(
                     f"feature column {name!r} holds {_words(types[name])}, but each of several feature "
-                    "columns must hold one number a row"
+                    f"columns must hold one number a row: leave it out of --features, or make it numbers in {origin}"
                 )
     return ColumnPlan(names, label, kind, encoding, width, classes)
 
@@ -136,17 +150,20 @@ class _Place:
         return f"column {names[index]!r}" if len(names) > 1 else f"feature {index} of column {names[0]!r}"
 
 
-def _columns(schema: pa.Schema, shown_count: int = 20) -> str:
+def _columns(schema: pa.Schema, origin: str, shown_count: int = 20) -> str:
+    if not schema.names:
+        return f"{origin} has no columns"
     shown = ", ".join(repr(name) for name in schema.names[:shown_count])
     more = len(schema.names) - shown_count
-    return f"the columns are {shown}" + (f" and {more} more" if more > 0 else "")
+    return f"the columns of {origin} are {shown}" + (f" and {more} more" if more > 0 else "")
 
 
-def _type_of(schema: pa.Schema, name: str) -> Any:
+def _type_of(schema: pa.Schema, name: str, option: str, origin: str) -> Any:
     found = [field.type for field in schema if field.name == name]
     if len(found) != 1:
         what = "there is no column" if not found else f"there are {len(found)} columns named"
-        raise DataError(f"{what} {name!r}; {_columns(schema)}")
+        do = "name others with" if found else "name another with"
+        raise DataError(f"{what} {name!r}; {_columns(schema, origin)}: {do} {option}")
     return _plain(found[0])
 
 
@@ -177,7 +194,7 @@ def _words(kind: Any) -> str:
     return f"text ({kind})" if _is_text(kind) else f"{kind} values"
 
 
-def _encoding(name: str, kind: Any) -> Encoding:
+def _encoding(name: str, kind: Any, origin: str) -> Encoding:
     types = pa.types
     if _is_list(kind) and _is_number(_plain(kind.value_type)):
         return "list"
@@ -187,7 +204,7 @@ def _encoding(name: str, kind: Any) -> Encoding:
         return "vector"
     raise DataError(
         f"feature column {name!r} holds {_words(kind)}, but numbers, lists of numbers, bytes or Spark ML "
-        "vectors are needed"
+        f"vectors are needed: name another with --features, or make it numbers in {origin}"
     )
 
 
@@ -197,7 +214,7 @@ def _encoding(name: str, kind: Any) -> Encoding:
 def _column(batch: pa.RecordBatch, name: str) -> Any:
     index = batch.schema.get_field_index(name)
     if index < 0:
-        raise DataError(f"there is no single column {name!r} in a batch; {_columns(batch.schema)}")
+        raise DataError(f"there is no single column {name!r} in a batch; {_columns(batch.schema, 'the batch')}")
     array = batch.column(index)
     while True:
         if isinstance(array, pa.DictionaryArray):
@@ -226,24 +243,31 @@ def _labels_of(array: Any, plan: ColumnPlan, place: _Place) -> NDArray[Any]:
     _no_nulls(array, place, plan.label)
     values = _values(array)
 
-    def refuse_first(wrong: NDArray[np.bool_], why: str) -> None:
+    def refuse_first(wrong: NDArray[np.bool_], why: str, do: str) -> None:
         if wrong.any():
             row = first_true(wrong)
             expected = LABEL_KINDS[plan.kind]
-            place.refuse(row, f"label {values[row]} in column {plan.label!r} {why}; expected {expected}")
+            place.refuse(row, f"label {values[row]} in column {plan.label!r} {why}; expected {expected}: {do}")
 
     if plan.kind == "regression":
         with np.errstate(over="ignore"):
             targets = values.astype(np.float32, copy=False)
-        refuse_first(~np.isfinite(targets), "is not a finite float32")
+        refuse_first(~np.isfinite(targets), "is not a finite float32", "drop such rows, or scale the label")
         return targets
+    renumber = f"{NUMBER_CLASSES.format(label=plan.label)}, {REGRESSION}"
     if values.dtype.kind == "f":
-        refuse_first(~np.isfinite(values), "is not a number")
-        refuse_first(values != np.floor(values), "is fractional")
+        refuse_first(~np.isfinite(values), "is not a number", "drop such rows or fill them")
+        refuse_first(values != np.floor(values), "is fractional", renumber)
     if values.dtype.kind != "b":
-        refuse_first(values < 0, "is negative")
+        refuse_first(values < 0, "is negative", renumber)
         limit = plan.classes or np.iinfo(np.int32).max
-        refuse_first(values >= limit, f"is out of range: labels must be below {limit}")
+        if plan.kind == "binary":
+            do = "train several classes with --loss softmax, " + REGRESSION
+        elif plan.classes:
+            do = "the training data have no such class; drop such rows, or train on data that have it"
+        else:
+            do = renumber
+        refuse_first(values >= limit, f"is out of range: labels must be below {limit}", do)
     return values.astype(np.int32, copy=False)
 
 
@@ -310,9 +334,9 @@ def _agreed(lengths: NDArray[Any], place: _Place, width: int | None) -> int:
     uneven = lengths != width
     if uneven.any():
         row = first_true(uneven)
-        place.refuse(row, f"it has {lengths[row]} features where {width} are expected; all rows need as many")
+        place.refuse(row, f"it has {lengths[row]} features where {width} are expected; pad such rows or drop them")
     if not width:
-        place.refuse(0, "it has no features")
+        place.refuse(0, "it has no features; every row needs at least one: drop such rows or fill them")
     return width
 
 

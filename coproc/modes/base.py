@@ -21,7 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from coproc.errors import ConfigError
+from coproc.errors import ConfigError, ModelExists
 
 Flat = NDArray[np.float32]
 
@@ -208,6 +208,16 @@ def load(name: str) -> Any:
     if name not in names():
         raise ConfigError(f"there is no mode {name!r}; the modes are {', '.join(names())}")
     return importlib.import_module(f"coproc.modes.{name}")
+
+
+def taken(model: str, address: str, token: str | None) -> ModelExists:
+    """The error for a name that another run's model has; with how to free it."""
+    imports, given = ("coproc, os", ", token=os.environ['COPROC_TOKEN']") if token is not None else ("coproc", "")
+    delete = f"import {imports}; coproc.connect('{address}'{given}).model('{model}').delete()"
+    return ModelExists(
+        f"there is a model {model!r} at {address} already, of another run that goes on or was left: choose another "
+        f'name with --model, or delete that one: python -c "{delete}"'
+    )
 
 
 def open_exchange(spec: ExchangeSpec, worker: int, *, timeout_s: float) -> Exchange:

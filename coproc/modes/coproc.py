@@ -19,6 +19,7 @@ from coproc.modes.base import (
     Mode,
     ModeSettings,
     ModeStatus,
+    taken,
 )
 
 if TYPE_CHECKING:
@@ -53,10 +54,7 @@ class CoprocMode:
             )
         except ModelExists:
             self._client.close()
-            raise ModelExists(
-                f"there is a model {settings.model!r} at {settings.address} already, of another run that "
-                "goes on or was left: choose another name with --model, or delete that one"
-            ) from None
+            raise taken(settings.model, settings.address, settings.token) from None
         except BaseException:
             self._client.close()
             raise

@@ -152,7 +152,7 @@ def default_directory() -> Path:
 def main(arguments: list[str] | None = None) -> int:
     """Run a server as told by the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="coproc serve", description="A server of the memory tier, with its coprocessor."
+        prog="python -m coproc.server.main", description="A server of the memory tier, with its coprocessor."
     )
     parser.add_argument("--dir", type=Path, default=default_directory(), help="its memory, on tmpfs")
     parser.add_argument("--host", default="127.0.0.1")

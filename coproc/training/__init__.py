@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import secrets
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from coproc import optim
 from coproc.client import connect
 from coproc.cluster import LocalCluster
 from coproc.data.base import ColumnPlan, Rows
@@ -32,7 +33,7 @@ from coproc.ingest import (
     read_parquet,
     require_file,
 )
-from coproc.modes.base import ModeSettings, load
+from coproc.modes.base import ModeSettings, load, taken
 from coproc.pools.base import Pool, require_slots
 from coproc.training.base import EpochRow, Flat, Plan, Progress, Result, TrainConfig
 from coproc.training.fit import Fit, Outcome
@@ -132,7 +133,6 @@ class Run:
 
     def train(self) -> Result:
         config = self.config
-        self._tell("starting the cluster")
         address, token = self._cluster()
         pool = self._pool()
         if config.consistency == "bsp":
@@ -151,7 +151,7 @@ class Run:
                 token=token,
                 model=config.model or f"train-{self.run}",
                 params=plan.backend.layout.views(initial),
-                optimizer=optim.from_config({"name": config.optimizer, "learning_rate": config.rate}),
+                optimizer=config.optimizer_rule(),
                 consistency=config.consistency_rule(),
                 shards=config.shards,
             )
@@ -174,7 +174,8 @@ class Run:
             fit.run(outcome)
         except CoprocError as error:
             failure = error
-        result = self._result(plan, ingested, outcome, str(failure or outcome.diverged or ""))
+        problem = failure or outcome.diverged
+        result = self._result(plan, ingested, outcome, str(problem) if problem is not None else None)
         if outcome.diverged is not None:
             raise Diverged(f"{outcome.diverged}. {_kept(outcome, result.output)}") from outcome.diverged
         if failure is not None:
@@ -188,9 +189,13 @@ class Run:
         """(address, token) of the cluster that was named, or of an embedded one."""
         config = self.config
         if config.address is not None:
-            # Asked now: a wrong address or token is to be said before Spark starts.
-            connect(config.address, token=config.token).close()
+            self._tell(f"connecting to {config.address}")
+            # Asked now: a wrong address, a wrong token, a taken name are to be said before Spark starts.
+            with connect(config.address, token=config.token) as client:
+                if config.model is not None and config.model in client.models():
+                    raise taken(config.model, config.address, config.token)
             return config.address, config.token
+        self._tell("starting the cluster")
         token = config.token or secrets.token_hex(16)
         cluster = LocalCluster(config.servers, token=token)
         self.stack.callback(cluster.close)
@@ -213,20 +218,18 @@ class Run:
         return pool
 
     def _spark_pool(self) -> Pool:
+        session = self.session or (self.data.sparkSession if _is_frame(self.data) else _active_session())
+        if session is None:
+            # Said before the imports, which take long, too.
+            self._tell("starting Spark")
         from coproc.pools.session import LocalSpark, require_pyspark
 
         require_pyspark()
         from coproc.pools.spark import SparkPool
 
-        session = self.session or (self.data.sparkSession if _is_frame(self.data) else None)
-        if session is None:
-            from pyspark.sql import SparkSession
-
-            session = SparkSession.getActiveSession()
         if session is not None:
             self._require_reachable(session)
             return SparkPool(session)
-        self._tell("starting Spark")
         local = LocalSpark(self.config.workers)
         return SparkPool(local.session, on_close=local.close)
 
@@ -236,7 +239,7 @@ class Run:
         if self.config.address is None and not re.match(r"local|spark://(127\.|localhost)|$", master):
             raise ConfigError(
                 f"the executors of {master} may be on other hosts and cannot reach a cluster that is "
-                "embedded in this process: start one with `coproc serve --host …` where they reach it, and "
+                "embedded in this process: start one with `coprocessor serve --host …` where they reach it, and "
                 "name its address"
             )
 
@@ -287,18 +290,25 @@ class Run:
         else:
             source: Any = self.validation
             origin, table = open_table(source, config.features, config.label)
-        rows = read(table.to_batches(), _encoded_as(columns, table, config), f"{origin} (validation)")
+        rows = read(table.to_batches(), _encoded_as(columns, table, config, origin), f"{origin} (validation)")
         if not len(rows):
             raise DataError(f"{origin} has no rows: leave out --validation, or give it some")
         return rows
 
-    def _result(self, plan: Plan, ingested: Ingested, outcome: Outcome, problem: str) -> Result:
+    def _result(self, plan: Plan, ingested: Ingested, outcome: Outcome, error: str | None) -> Result:
         config = self.config
         params = {name: tensor.copy() for name, tensor in plan.backend.layout.views(outcome.flat).items()}
         history = [row.to_json_values() for row in outcome.history]
         wall_s = time.monotonic() - self.began
         if self.output is not None:
-            facts = {"version": str(outcome.version), "backend": str(plan.backend.spec()), "run": self.run}
+            facts = {
+                "format": "coproc",
+                "backend": json.dumps(plan.backend.spec()),
+                "scale": json.dumps(plan.scale),
+                "classes": json.dumps(ingested.classes),
+                "version": str(outcome.version),
+                "run": self.run,
+            }
             self.output.model(params, facts)
             self.output.run(
                 {
@@ -319,7 +329,7 @@ class Run:
                     "epochs_done": outcome.epochs_done,
                     "final": history[-1] if history else None,
                     "interrupted": outcome.interrupted,
-                    "problem": problem,
+                    "error": error,
                     "checksum": checksum(outcome.flat),
                     "wall_s": wall_s,
                     "versions": versions(),
@@ -347,11 +357,11 @@ def _evaluator(backend: GradientBackend, rows: Rows, scale: float) -> Callable[[
     return lambda flat: backend.evaluate(flat, rows.features, rows.labels, scale=scale)
 
 
-def _encoded_as(columns: ColumnPlan, table: pa.Table, config: TrainConfig) -> ColumnPlan:
+def _encoded_as(columns: ColumnPlan, table: pa.Table, config: TrainConfig, origin: str) -> ColumnPlan:
     """The plan of the training columns for a table that may have them in other types."""
     from coproc.data.rows import plan_columns
 
-    own = plan_columns(table.schema, config.features, config.label, config.kind, columns.classes)
+    own = plan_columns(table.schema, config.features, config.label, config.kind, columns.classes, origin)
     return dataclasses.replace(own, classes=columns.classes, width=columns.width)
 
 
@@ -367,6 +377,13 @@ def _kept(outcome: Outcome, output: str | None) -> str:
 def _is_frame(data: Any) -> bool:
     """A Spark DataFrame, classic or Connect, without importing pyspark."""
     return hasattr(data, "sparkSession") and hasattr(data, "mapInArrow")
+
+
+def _active_session() -> SparkSession | None:
+    """The Spark that this thread uses already. Where pyspark was not imported there is none."""
+    loaded: Any = sys.modules.get("pyspark.sql")
+    session: SparkSession | None = loaded.SparkSession.getActiveSession() if loaded is not None else None
+    return session
 
 
 def _is_table(data: Any) -> bool:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coproc.consistency import Asp, Bsp, Consistency, Ssp
+from coproc import optim
+from coproc.consistency import MOST_BSP_WORKERS, Asp, Bsp, Consistency, Ssp
 from coproc.data.base import Kind
 from coproc.errors import ConfigError
 from coproc.grads.base import GradientBackend
+from coproc.grads.mlp import ACTIVATIONS
+from coproc.shared.control import MAX_WORKERS
+from coproc.spec import check_name
 
 Flat = NDArray[np.float32]
 ConsistencyName = Literal["bsp", "ssp", "asp"]
 PoolName = Literal["spark", "processes", "inline"]
 
-# What the field uses where nothing is known about the data; the loss then says whether it was too much.
+# What the field uses where nothing is known about the data; the loss then says whether it was too much. An
+# optimizer that is not here has the default of its own class, or none.
 LEARNING_RATES = {"sgd": 0.1, "momentum": 0.05, "adam": 1e-3, "adamw": 1e-3}
 
 # Share of the first learning rate by the share of the epochs that is over, 0 to (epochs - 1) / epochs.
@@ -38,6 +43,9 @@ LOSS_KINDS: Mapping[str, Kind] = {
 
 
 COUNTS = ("epochs", "batch_size", "workers", "n_send", "n_fetch", "group_size", "servers", "shards")
+
+# Of bounded staleness: enough that a hiccup of one worker stops nobody, few enough that gradients stay fresh.
+DEFAULT_BOUND = 4
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,8 @@ class TrainConfig:
     consistency: ConsistencyName = "bsp"
     """Synchronous: gives the same model for the same seed, whatever the machine does meanwhile."""
 
-    bound: int = 4
-    """ssp: how many steps the fastest worker may be ahead of the slowest."""
+    bound: int | None = None
+    """ssp: how many steps the fastest worker may be ahead of the slowest; None: 4. The others have none."""
 
     n_send: int = 1
     """Batches summed into one push. 1: in shared memory a push costs less than a batch."""
@@ -118,16 +126,7 @@ class TrainConfig:
     """Name of the model in the cluster; None: a new one for each run."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "epochs",
-            "batch_size",
-            "workers",
-            "n_send",
-            "n_fetch",
-            "group_size",
-            "servers",
-            "shards",
-        ):
+        for name in COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{_flag(name)} must be at least 1, not {value}")
@@ -136,17 +135,38 @@ class TrainConfig:
                 raise ConfigError(f"--hidden sizes must be at least 1, not {size}; leave out a layer instead")
         if self.seed < 0:
             raise ConfigError(f"--seed must be at least 0, not {self.seed}")
-        if self.bound < 0:
-            raise ConfigError(f"--bound must be at least 0, not {self.bound}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(
+                f"--dropout is the share of hidden activations left out: at least 0 and below 1, not {self.dropout}"
+            )
         if self.scale is not None and not (np.isfinite(self.scale) and self.scale > 0):
             raise ConfigError(f"--scale is what features are divided by: above 0, not {self.scale}")
         if self.learning_rate is not None and not (np.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ConfigError(f"--learning-rate must be a number above 0, not {self.learning_rate}")
         _one_of("--loss", self.loss, LOSS_KINDS)
-        _one_of("--optimizer", self.optimizer, LEARNING_RATES)
+        _one_of("--activation", self.activation, ACTIVATIONS)
+        _one_of("--optimizer", self.optimizer, sorted(optim.registered()))
         _one_of("--schedule", self.schedule, SCHEDULES)
         _one_of("--consistency", self.consistency, ("bsp", "ssp", "asp"))
         _one_of("--pool", self.pool, ("spark", "processes", "inline"))
+        if self.bound is not None and self.consistency != "ssp":
+            raise ConfigError(
+                f"--bound {self.bound} goes with --consistency ssp, not with {self.consistency}, which has no bound: "
+                "leave it out, or use ssp"
+            )
+        if self.bound is not None and self.bound < 0:
+            raise ConfigError(f"--bound must be at least 0, not {self.bound}")
+        most = MOST_BSP_WORKERS if self.consistency == "bsp" else MAX_WORKERS
+        if self.workers > most:
+            raise ConfigError(
+                f"--workers can be at most {most} with --consistency {self.consistency}, not {self.workers}"
+            )
+        if self.model is not None:
+            try:
+                check_name(self.model)
+            except ConfigError as error:
+                raise ConfigError(f"--model {self.model!r:.200}: {error}") from None
+        self._check_rate()
         if self.consistency == "bsp" and self.batches_per_fetch != self.n_send:
             raise ConfigError(
                 f"bsp computes every gradient on the newest version: --n-fetch must equal --n-send, not "
@@ -160,7 +180,12 @@ class TrainConfig:
     @property
     def rate(self) -> float:
         """The learning rate that is used."""
-        return LEARNING_RATES[self.optimizer] if self.learning_rate is None else self.learning_rate
+        if self.learning_rate is not None:
+            return self.learning_rate
+        default = LEARNING_RATES.get(self.optimizer, _own_rate(self.optimizer))
+        if default is None:
+            raise ConfigError(f"--optimizer {self.optimizer} has no learning rate of its own: give --learning-rate")
+        return default
 
     def rate_of(self, epoch: int) -> float:
         """The learning rate of an epoch; 0 is the first."""
@@ -175,7 +200,20 @@ class TrainConfig:
         """The rule of consistency as the cluster takes it."""
         if self.consistency == "bsp":
             return Bsp(workers=self.workers)
-        return Ssp(bound=self.bound) if self.consistency == "ssp" else Asp()
+        if self.consistency == "asp":
+            return Asp()
+        return Ssp(bound=DEFAULT_BOUND if self.bound is None else self.bound)
+
+    def optimizer_rule(self) -> optim.Optimizer:
+        """The optimizer as the cluster takes it."""
+        return optim.from_config({"name": self.optimizer, "learning_rate": self.rate})
+
+    def _check_rate(self) -> None:
+        rate = self.rate
+        try:
+            self.optimizer_rule()
+        except ConfigError as error:
+            raise ConfigError(f"--optimizer {self.optimizer} with --learning-rate {rate:g}: {error}") from None
 
     def to_json_values(self) -> dict[str, Any]:
         """All settings but the token."""
@@ -268,7 +306,7 @@ class Plan:
         return epoch * pushes + min((group + 1) * size, pushes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A trained model."""
 
@@ -287,6 +325,14 @@ class Result:
     interrupted: bool
     """It was stopped before its last epoch."""
 
+    def __repr__(self) -> str:
+        parts = [f"run={self.run!r}", f"{self.backend.layout.size:,} parameters", f"version {self.version}"]
+        parts.append(f"{len(self.history)} epoch{'s' if len(self.history) != 1 else ''}")
+        last = self.history[-1] if self.history else {}
+        parts += [f"{name} {last[name]:.4g}" for name in ("loss", "accuracy") if name in last]
+        parts += ["interrupted"] * self.interrupted
+        return f"Result({', '.join(parts)}, output={self.output!r})"
+
     def predict(self, features: NDArray[Any]) -> Flat:
         """Class probabilities or values (n, outputs) of raw features (n, d)."""
         flat = np.concatenate([tensor.reshape(-1) for tensor in self.params.values()])
@@ -295,6 +341,12 @@ class Result:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _own_rate(optimizer: str) -> float | None:
+    """The default learning rate of the optimizer's class, if it has one."""
+    found = {field.name: field.default for field in fields(optim.registered()[optimizer])}.get("learning_rate")
+    return float(found) if found is not None and found is not MISSING else None
 
 
 def _one_of(flag: str, value: str, names: Any) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from coproc import grads
-from coproc.errors import ConfigError
+from coproc.errors import ConfigError, OutOfMemory
 from coproc.ingest import Destination, Ingested
 from coproc.modes.base import Capabilities, ExchangeSpec
+from coproc.shared.published import Published
 from coproc.training.base import Plan, TrainConfig
 from coproc.worker import DataSpec, WorkerTask
 
 BYTES_SCALE = 255.0
+
+# Vectors of the model's size in the driver: what it begins with, a stream of it, a snapshot, the last good one.
+DRIVER_COPIES = 4
+MEMINFO = Path("/proc/meminfo")
 
 
 def make_plan(config: TrainConfig, ingested: Ingested, run: str) -> Plan:
@@ -17,6 +24,7 @@ def make_plan(config: TrainConfig, ingested: Ingested, run: str) -> Plan:
 
     Raises:
         ConfigError: settings that do not fit each other or the data.
+        OutOfMemory: the network is larger than this machine can hold; nothing of its size was made yet.
     """
     outputs = ingested.classes if config.loss == "softmax" and ingested.classes else 1
     backend = grads.create(
@@ -30,6 +38,13 @@ def make_plan(config: TrainConfig, ingested: Ingested, run: str) -> Plan:
             "dropout": config.dropout,
         }
     )
+    parameters_count = backend.layout.size
+    require_memory(config, parameters_count)
+    if config.shards is not None:
+        try:
+            backend.layout.shards(config.shards)
+        except ConfigError as error:
+            raise ConfigError(f"--shards {config.shards} is too many: {error}") from None
     rows = tuple(part.rows for part in ingested.partitions)
     own = [-(-count // (config.batch_size * config.n_send)) for count in rows]
     # In a synchronous round everybody takes part: shorter partitions skip until the longest is through.
@@ -43,6 +58,47 @@ def make_plan(config: TrainConfig, ingested: Ingested, run: str) -> Plan:
         partition_rows=rows,
         pushes_per_epoch=tuple(pushes),
     )
+
+
+def require_memory(config: TrainConfig, parameters_count: int) -> None:
+    """Refuse a network that this machine has not the memory for, before an array of its size is asked for.
+
+    A cluster on other hosts counts its own memory; of one that is named only the driver's part is compared.
+
+    Raises:
+        OutOfMemory: with the sizes.
+    """
+    available_bytes = memory_available_bytes()
+    model_bytes = 4 * parameters_count
+    needed_bytes = DRIVER_COPIES * model_bytes
+    if config.address is None:
+        rule = config.consistency_rule()
+        rows = len(config.optimizer_rule().state_rows)
+        # Buffers and two banks of state in the servers, and of each worker's slots the two that large models have.
+        needed_bytes += Published.size_bytes(parameters_count, rows, rule.buffers) + 2 * config.workers * model_bytes
+    if available_bytes is None or needed_bytes <= available_bytes:
+        return
+    where = "" if config.address is not None else ", or name a cluster on other hosts with --address"
+    hidden = ",".join(str(size) for size in config.hidden) or "none"
+    raise OutOfMemory(
+        f"--hidden {hidden} makes a network of {parameters_count:,} parameters ({_gigabytes(model_bytes)}); to train "
+        f"it takes {_gigabytes(needed_bytes)} on this machine, which has {_gigabytes(available_bytes)} of memory "
+        f"available: make --hidden smaller{where}"
+    )
+
+
+def memory_available_bytes() -> int | None:
+    """What this machine could still give, as its kernel estimates it; None where it does not say."""
+    try:
+        lines = MEMINFO.read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * int(found[0]) if found else None
+
+
+def _gigabytes(count_bytes: int) -> str:
+    return f"{count_bytes / 1e9:,.1f} GB"
 
 
 def require_mode(config: TrainConfig, capabilities: Capabilities) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 def measure(name, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "coproc.cli", "bench", name, "--quick", "--json"],
+        [sys.executable, "-m", "coproc", "bench", name, "--quick", "--json"],
         capture_output=True, text=True, timeout=240, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

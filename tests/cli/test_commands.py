@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import coproc
-from coproc.cli.base import parse_size, size
+from coproc.cli.base import PROGRAM, parse_size, size
+from coproc.cli.serve import file_system, serve
 from coproc.pools.base import python_path
 from coproc.pools.session import require_java
 
@@ -31,7 +33,7 @@ def environment(**changes):
 
 def run(*arguments, cwd=None, **changes):
     return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "coproc.cli", *map(str, arguments)],
+        [sys.executable, "-W", "error", "-m", "coproc", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
@@ -70,7 +72,7 @@ def test_says_its_version():
 
 def test_help_names_every_command():
     words = run("--help").stdout
-    for command in ("train", "serve", "status", "bench"):
+    for command in ("train", "serve", "status", "bench", "--debug", f"Usage: {PROGRAM} "):
         assert command in words
 
 
@@ -82,6 +84,18 @@ def test_help_names_every_command():
         (["train", "--hidden", "wide"], "--hidden is a list of sizes"),
         (["train", "--scale", "big"], "--scale is a number or auto"),
         (["train", "--validation", "x.parquet"], "belong to DATA"),
+        (["train", "--loss", "hinge"], "--loss must be one of"),
+        (["train", "--optimizer", "magic"], "--optimizer must be one of"),
+        (["train", "--activation", "magic"], "--activation must be one of"),
+        (["train", "--dropout", "1"], "--dropout is the share of"),
+        (["train", "--epochs", "0"], "--epochs must be at least 1, not 0"),
+        (["train", "--hidden", "8,0"], "--hidden sizes must be at least 1, not 0"),
+        (["train", "--bound", "3"], "--bound 3 goes with --consistency ssp"),
+        (["train", "--n-fetch", "2"], "--n-fetch must equal --n-send, not 2 and 1"),
+        (["train", "--address", "http://127.0.0.1"], "coproc://HOST:PORT"),
+        (["status", "127.0.0.1:1"], "coproc://HOST:PORT"),
+        (["serve", "--host", "0.0.0.0"], "give it a token"),
+        (["bench", "nonsense"], "no measurement is called nonsense"),
         (["serve", "--memory", "lots"], "a size looks like 512m"),
     ],
 )
@@ -94,7 +108,8 @@ def test_trains_the_digits_without_java(tmp_path):
     assert done.returncode == 0, done.stderr
     found = re.search(r"([\d.]+) % of the validation rows are right", done.stdout)
     assert float(found.group(1)) >= 90
-    assert "Try next:" in done.stdout
+    assert f"  {PROGRAM} serve\n" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("Saved ")) < 80
     path = re.search(r"Saved (\S+model\.safetensors)", done.stdout).group(1)
     assert load_file(tmp_path / path)["layers.0.weight"].shape == (64, 128)
     assert len(re.findall(r"^epoch ", done.stderr, re.MULTILINE)) == 8
@@ -121,12 +136,9 @@ def test_trains_on_columns_of_a_file(rows, tmp_path):
     ("arguments", "words"),
     [
         (["nowhere.parquet"], "there is no file or folder nowhere.parquet"),
-        (["{rows}", "--features", "pixels"], "there is no column 'pixels'; the columns are"),
-        (["{rows}", "--hidden", "8,0"], "--hidden sizes must be at least 1, not 0"),
+        (["{rows}", "--features", "pixels"], "there is no column 'pixels'; the columns"),
         (["{rows}", "--workers", "121"], "120 rows for 121 workers: use at most --workers 120"),
-        (["{rows}", "--optimizer", "magic"], "--optimizer must be one of"),
         (["{rows}", "--address", "coproc://127.0.0.1:1"], "127.0.0.1:1"),
-        (["{rows}", "--address", "http://127.0.0.1"], "coproc://HOST:PORT"),
         (["{rows}", "--loss", "squared", "--learning-rate", "1e30", "--epochs", "9"], "training diverged"),
     ],
 )
@@ -136,8 +148,9 @@ def test_failures_are_sentences(rows, tmp_path, arguments, words):
     fails(done, re.escape(words))
 
 
-def test_debug_shows_the_traceback(tmp_path):
-    done = run("train", "nowhere.parquet", "--debug", cwd=tmp_path)
+@pytest.mark.parametrize("arguments", [["--debug", "train", "nowhere"], ["train", "nowhere", "--debug"]])
+def test_debug_shows_the_traceback(tmp_path, arguments):
+    done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "DataError" in done.stderr
@@ -146,7 +159,7 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_ctrl_c_leaves_the_model(tmp_path):
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "coproc.cli", "train", "--pool", "processes"),
+            *(sys.executable, "-m", "coproc", "train", "--pool", "processes"),
             *("--epochs", "100000", "--output", str(tmp_path / "out")),
         ],
         stdout=subprocess.PIPE,
@@ -170,9 +183,9 @@ def test_ctrl_c_leaves_the_model(tmp_path):
 def test_serves_until_told_to_stop_and_shows_its_status(tmp_path):
     directory = f"/dev/shm/coproc-test-{os.getpid()}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "coproc.cli", "serve", "--dir", directory, "--memory", "64m"],
+        [sys.executable, "-m", "coproc", "serve", "--dir", directory, "--memory", "64m"],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
         env=environment(COPROC_TOKEN="secret"),
     )
@@ -192,9 +205,15 @@ def test_serves_until_told_to_stop_and_shows_its_status(tmp_path):
             model.delete()
             emptied = run("status", address, COPROC_TOKEN="secret")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0
+    *_, last = errors.splitlines()
+    assert last.startswith(f"stopped; models and data stay in {directory}: `{PROGRAM} serve --dir {directory}`")
+    assert "--wipe" in last
+    assert "not on tmpfs" not in errors
     assert shown.returncode == 0, shown.stderr
-    assert re.search(r"shown\s+1\s+1,000\s+", shown.stdout), shown.stdout
+    assert re.search(r"^model shown\n  version +1\n  parameters +1,000$", shown.stdout, re.MULTILINE), shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) < 80
     (server,), (status,) = json.loads(as_json.stdout)["servers"], json.loads(as_json.stdout)["models"]
     assert status["version"] == 1
     assert status["examples_count"] == 5
@@ -205,10 +224,38 @@ def test_serves_until_told_to_stop_and_shows_its_status(tmp_path):
     shutil.rmtree(directory)
 
 
-def test_bench_lists_what_there_is_and_refuses_what_is_not():
+def test_bench_lists_what_there_is():
     listed = run("bench", "--list")
     assert "kernel" in listed.stdout.split()
-    fails(run("bench", "nonsense"), "no measurement is called nonsense")
+
+
+MOUNTS = """\
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+23 22 0:21 / /dev/shm rw,nosuid shared:2 master:3 - tmpfs tmpfs rw
+24 22 0:22 / /a\\040disk rw - xfs /dev/sdb rw
+25 22 0:23 / /twice rw - ext4 /dev/sdc rw
+26 22 0:24 / /twice rw - tmpfs tmpfs rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/dev/shm/x", "tmpfs"), ("/dev/shmx", "ext4"), ("/", "ext4"), ("/a disk/x", "xfs"), ("/twice/x/y", "tmpfs")],
+)
+def test_tells_the_file_system_of_a_path(tmp_path, path, kind):
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS)
+    assert file_system(Path(path), mounts) == kind
+    assert file_system(Path(path), tmp_path / "none") is None
+
+
+def test_serve_warns_about_a_disk(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("coproc.cli.serve.file_system", lambda path: "ext4")
+    monkeypatch.setattr("coproc.server.main.serve", lambda config: None)
+    serve(directory=tmp_path)
+    warning, stopped = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {tmp_path} is on ext4, not on tmpfs")
+    assert stopped.startswith("stopped")
 
 
 # -- Java

@@ -213,3 +213,64 @@ def test_after_a_restart_a_held_gradient_of_who_has_left_is_held_again():
     assert core.commit(1, 2, 1, 0, 5) is Verdict.ADMITTED
     assert core.commit(0, 3, 0, 0, 5) is Verdict.ADMITTED
     assert gradients(core.records) == [(0, 3), (1, 2)]
+
+
+OPERATIONS = st.lists(
+    st.tuples(st.sampled_from(["join", "push", "push", "push", "leave", "restart"]), st.integers(0, 2)), max_size=40
+)
+
+
+@given(st.integers(1, 3), OPERATIONS)
+def test_nothing_that_was_committed_is_lost_whoever_leaves_and_restarts(workers, operations):
+    """Rings of two slots, polled after each event; in the end all leave, and each commit is in the log, once."""
+    log, rings, joined, pushed = [], {}, set(), [0] * workers
+    core = sequencer(Bsp(workers=workers), log)
+
+    def steps():
+        return {(e.worker, e.step) for e in log if e.kind == Kind.DESCEND}
+
+    def poll():
+        moved = True
+        while moved:
+            moved = False
+            for worker, ring in sorted(rings.items()):
+                while ring:
+                    verdict = core.commit(worker, ring[0], worker, ring[0] % 2, 1)
+                    if verdict is Verdict.AHEAD:
+                        break
+                    ring.pop(0)
+                    moved = True
+
+    for operation, number in operations:
+        worker = number % workers
+        if operation == "join":
+            core.join(worker)
+            joined.add(worker)
+            rings.setdefault(worker, [])
+        elif operation == "push" and worker in joined:
+            if sum((worker, step) not in steps() for step in range(pushed[worker])) < 2:
+                rings[worker].append(pushed[worker])
+                pushed[worker] += 1
+        elif operation == "leave" and worker in joined:
+            core.leave(worker)
+            joined.discard(worker)
+        elif operation == "restart":
+            ledger = {}
+            for e in log:
+                presence, step, offset = ledger.get(e.worker, (Presence.UNKNOWN, 0, 0))
+                if e.kind == Kind.DESCEND:
+                    ledger[e.worker] = (presence, e.step + 1, offset)
+                elif e.kind == Kind.JOIN:
+                    ledger[e.worker] = (Presence.JOINED, step, e.step)
+                else:
+                    ledger[e.worker] = (Presence.LEFT, step, offset)
+            version = max((e.version for e in log), default=0)
+            core = Sequencer(Bsp(workers=workers), version, [(w, *row) for w, row in ledger.items()], records=log)
+            for worker, ring in rings.items():
+                ring[:] = [step for step in range(pushed[worker]) if (worker, step) not in steps()]
+        poll()
+    for worker in range(workers):
+        core.leave(worker)
+        poll()
+    assert steps() == {(worker, step) for worker in range(workers) for step in range(pushed[worker])}
+    assert len(steps()) == sum(e.kind == Kind.DESCEND for e in log)

@@ -101,10 +101,14 @@ def floats(*rows):
 @pytest.mark.parametrize(
     ("columns", "changes", "words"),
     [
-        ({}, {"features": "pixels"}, "there is no column 'pixels'; the columns are 'features', 'label'"),
-        ({}, {"label": "target"}, "there is no column 'target'"),
+        (
+            {},
+            {"features": "pixels"},
+            "there is no column 'pixels'; the columns of the table are 'features', 'label': .* --features",
+        ),
+        ({}, {"label": "target"}, "there is no column 'target'; .*: name another with --label"),
         ({"features": ["a"] * 3}, {}, "text"),
-        ({"label": ["a", "b", "c"]}, {}, "label column 'label' holds text"),
+        ({"label": ["a", "b", "c"]}, {}, "label column 'label' of the table holds text .* number the classes 0, 1, 2"),
         ({"features": floats([1, 2], [3, float("nan")], [5, 6])}, {}, "row 1 .* feature 1 .* nan"),
         ({"features": floats([1, 2], [3, 4], [float("inf"), 6])}, {}, "row 2 .* feature 0 .* inf"),
         ({"features": floats([1, 2], [3], [5, 6])}, {}, "row 1 .* 1 features where 2"),
@@ -130,7 +134,17 @@ def test_no_rows_and_no_file_get_a_sentence(destination, tmp_path):
     with pytest.raises(DataError, match=r"there is no file or folder nowhere\.parquet"):
         ingest("nowhere.parquet", destination)
     (tmp_path / "text.parquet").write_text("these are words")
-    with pytest.raises(DataError, match=r"text\.parquet cannot be read as Parquet"):
+    with pytest.raises(DataError, match=r"text\.parquet cannot be read as Parquet: it begins with b'thes'.*to_parquet"):
         ingest(tmp_path / "text.parquet", destination)
+    (tmp_path / "none.parquet").touch()
+    with pytest.raises(DataError, match=r"none\.parquet cannot be read as Parquet: it is empty"):
+        ingest(tmp_path / "none.parquet", destination)
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"cut\.parquet cannot be read as Parquet: .* write it again"):
+        ingest(tmp_path / "cut.parquet", destination)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "_SUCCESS").touch()
+    with pytest.raises(DataError, match="folder has no Parquet files: name a Parquet file, or a folder that has some"):
+        ingest(tmp_path / "folder", destination)
     with pytest.raises(ConfigError, match="at least 1 worker"):
         ingest(table(3), destination, partitions_count=0)

@@ -128,7 +128,9 @@ def test_bad_data_gets_a_sentence(spark, pool, destination, tmp_path):
     def fresh():
         return replace(destination, run=f"{destination.run}-{next(runs)}")
 
-    with pytest.raises(DataError, match="there is no column 'c'; the columns are 'a', 'b', 'label'"):
+    with pytest.raises(
+        DataError, match=r"there is no column 'c'; the columns of the DataFrame are 'a', 'b', 'label': .* --features"
+    ):
         ingest(frame_of(spark), fresh(), pool, features=["a", "c"])
     with pytest.raises(DataError, match=r"partition \d of the DataFrame: column 'b' is null"):
         ingest(frame_of(spark, 20, (3, (0.5, None, 1))), fresh(), pool, features=["a", "b"])

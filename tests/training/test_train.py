@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,15 +11,16 @@ import threading
 import numpy as np
 import pyarrow as pa
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import coproc
 from coproc import grads
 from coproc.data.batches import Batches
-from coproc.errors import ConfigError, DataError, Diverged, ModelExists, Unauthenticated, Unreachable
+from coproc.errors import ConfigError, DataError, Diverged, ModelExists, OutOfMemory, Unauthenticated, Unreachable
 from coproc.ingest import Destination, ingest_table, open_partition
 from coproc.pools.processes import ProcessPool
-from coproc.training import TrainConfig, train
+from coproc.training import TrainConfig, plan, train
 from storage_tier import TierClient
 
 
@@ -117,7 +119,8 @@ def test_synchronous_training_repeats_bit_for_bit(settings):
 def test_asynchronous_training_uses_every_row_in_every_epoch(settings, consistency, rhythm):
     # 31 rows and 3 workers: one has a batch more than the others, and nobody may wait for those for ever.
     config = TrainConfig(
-        **{**settings, "consistency": consistency, "bound": 1, "workers": 3, "batch_size": 2, **rhythm}
+        **{**settings, "consistency": consistency, "workers": 3, "batch_size": 2, **rhythm},
+        bound=1 if consistency == "ssp" else None,
     )
     result = train(config, blobs(31))
     assert [row["examples"] for row in result.history] == [31, 31, 31]
@@ -200,7 +203,9 @@ def test_says_where_it_diverged_and_keeps_the_last_good_version(settings, tmp_pa
     assert "learning rate" in message
     assert "model.safetensors" in message
     assert all(np.isfinite(tensor).all() for tensor in load_file(tmp_path / "model.safetensors").values())
-    assert "diverged" in json.loads((tmp_path / "run.json").read_text())["problem"]
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert "diverged" in run["error"]
+    assert (run["epochs_done"], run["version"], run["final"]) == (0, 0, None)
 
 
 def test_a_stop_keeps_what_was_trained(settings, tmp_path):
@@ -245,18 +250,31 @@ def test_killed_workers_change_nothing(settings, monkeypatch):
         np.testing.assert_array_equal(tensor, disturbed.params[name])
 
 
-def test_two_runs_cannot_have_one_model(cluster, settings):
+def test_two_runs_cannot_have_one_model(cluster, settings, monkeypatch):
     with coproc.connect(cluster.address, token="secret") as client:
         model = client.create_model("mine", params={"w": np.zeros(4)}, optimizer=coproc.optim.SGD(learning_rate=0.1))
-        with pytest.raises(ModelExists, match=r"a model 'mine' at coproc://.* another name with --model"):
-            train(TrainConfig(**{**settings, "model": "mine"}), blobs())
+        heard = []
+        with pytest.raises(ModelExists, match=r"a model 'mine' at coproc://.* another name with --model") as caught:
+            train(TrainConfig(**{**settings, "model": "mine"}), blobs(), on_progress=heard.append)
+        assert "reading the data" not in [each.phase for each in heard]
         assert model.version == 0
-        model.delete()
+
+        # Created by somebody else while the data were read: the later look finds it.
+        monkeypatch.setattr(coproc.client.Client, "models", lambda client: [])
+        with pytest.raises(ModelExists, match="another name with --model"):
+            train(TrainConfig(**{**settings, "model": "mine"}), blobs())
+        monkeypatch.undo()
+
+        command = str(caught.value).split("python -c ")[1].strip('"')
+        monkeypatch.setenv("COPROC_TOKEN", "secret")
+        exec(command)
+        assert client.models() == []
 
 
 def test_wrong_addresses_and_tokens_are_said_at_once(settings):
-    with pytest.raises(Unauthenticated, match="token"):
-        train(TrainConfig(**{**settings, "token": "wrong"}), blobs())
+    for token in ("wrong", None):
+        with pytest.raises(Unauthenticated, match=r"127\.0\.0\.1:\d+ refuses: .*token.*--token, COPROC_TOKEN"):
+            train(TrainConfig(**{**settings, "token": token}), blobs())
     with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1"):
         train(TrainConfig(**{**settings, "address": "coproc://127.0.0.1:1"}), blobs())
 
@@ -275,14 +293,92 @@ def test_wrong_addresses_and_tokens_are_said_at_once(settings):
         ({"consistency": "eventual"}, "--consistency must be one of"),
         ({"pool": "threads"}, "--pool must be one of"),
         ({"n_fetch": 2}, "--n-fetch must equal --n-send, not 2 and 1"),
-        ({"dropout": 1.0}, "dropout"),
-        ({"activation": "sine"}, "activation"),
+        ({"dropout": 1.0}, "--dropout is the share .* below 1, not 1.0"),
+        ({"dropout": float("nan")}, "--dropout is the share"),
+        ({"activation": "sine"}, "--activation must be one of relu, tanh, not 'sine'"),
+        ({"bound": 2}, "--bound 2 goes with --consistency ssp, not with bsp"),
+        ({"bound": 2, "consistency": "asp"}, "--bound 2 goes with --consistency ssp, not with asp"),
+        ({"bound": -1, "consistency": "ssp"}, "--bound must be at least 0, not -1"),
+        ({"workers": 1000}, "--workers can be at most 480 with --consistency bsp, not 1000"),
+        ({"learning_rate": 1e300}, "--learning-rate 1e"),
+        ({"model": "a/b"}, "--model 'a/b': "),
         ({"mode": "carrier-pigeon"}, "no mode 'carrier-pigeon'; the modes are coproc"),
     ],
 )
 def test_settings_that_cannot_work_get_a_sentence(settings, changes, words):
     with pytest.raises(ConfigError, match=words):
         train(TrainConfig(**{**settings, **changes}), blobs(20))
+
+
+def test_more_shards_than_parameters_name_the_option(settings):
+    with pytest.raises(ConfigError, match=r"--shards 100000 is too many: 67 parameters .* 1 to 5 shards"):
+        train(TrainConfig(**{**settings, "shards": 100_000}), blobs(20))
+
+
+def test_a_network_larger_than_the_memory_is_refused_with_its_size(settings, monkeypatch, tmp_path):
+    huge = TrainConfig(**{**settings, "hidden": (200_000, 200_000)})
+    with pytest.raises(
+        OutOfMemory, match=r"--hidden 200000,200000 .* parameters \(160\.0 GB\).* make --hidden smaller"
+    ):
+        train(huge, blobs(20))
+    # One that fits in the driver fits no more where the servers' part is in the same machine.
+    monkeypatch.setattr(plan, "MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    1000 kB\n")
+    plan.require_memory(TrainConfig(address="coproc://somewhere:1"), 50_000)
+    with pytest.raises(OutOfMemory, match="--address"):
+        plan.require_memory(TrainConfig(), 50_000)
+    (tmp_path / "meminfo").unlink()
+    plan.require_memory(TrainConfig(), 1 << 50)
+
+
+def test_an_optimizer_more_needs_no_entry_here(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Own(coproc.optim.SGD):
+        learning_rate: float = 0.25
+
+    class Rateless(coproc.optim.SGD):
+        pass
+
+    kinds = {**coproc.optim.registered(), "own": Own, "rateless": Rateless}
+    monkeypatch.setattr("coproc.optim.registered", lambda: kinds)
+    monkeypatch.setattr("coproc.optim.base.registered", lambda: kinds)
+    assert TrainConfig(optimizer="own").rate == 0.25
+    assert TrainConfig(optimizer="rateless", learning_rate=0.5).rate == 0.5
+    with pytest.raises(ConfigError, match="--optimizer rateless has no learning rate of its own: give --learning-rate"):
+        TrainConfig(optimizer="rateless")
+    with pytest.raises(ConfigError, match="--optimizer must be one of adam, adamw, momentum, own, rateless, sgd, not"):
+        TrainConfig(optimizer="lion")
+
+
+def test_the_phases_are_told(settings):
+    heard = []
+    train(TrainConfig(**{**settings, "epochs": 1}), blobs(), on_progress=heard.append)
+    phases = list(dict.fromkeys(each.phase for each in heard))
+    assert phases[:3] == [f"connecting to {settings['address']}", "reading the data", "creating the model"]
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_the_model_file_alone_predicts(settings, tmp_path, images):
+    rng = np.random.default_rng(0)
+    features = rng.integers(0, 256, (40, 4)).astype(np.uint8) if images else rng.normal(size=(40, 4))
+    column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), 4)
+    result = train(TrainConfig(**settings), pa.table({"features": column, "label": np.arange(40) % 3}), output=tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "np") as file:
+        facts = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    backend = json.loads(facts["backend"])
+    assert (facts["format"], facts["run"], int(facts["version"])) == ("coproc", result.run, result.version)
+    assert (json.loads(facts["classes"]), backend["outputs"], backend["loss"]) == (3, 3, "softmax")
+    assert json.loads(facts["scale"]) == result.scale == (255 if images else 1)
+    values = features.astype(np.float32) / np.float32(json.loads(facts["scale"]))
+    for layer in range(len(backend["hidden"]) + 1):
+        values = values @ tensors[f"layers.{layer}.weight"] + tensors[f"layers.{layer}.bias"]
+        if layer < len(backend["hidden"]):
+            values = np.maximum(values, 0)
+    powers = np.exp(values - values.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(powers / powers.sum(axis=1, keepdims=True), result.predict(features), rtol=1e-5)
+    assert len(repr(result)) < 250
+    assert "67 parameters" in repr(result)
 
 
 def test_data_that_cannot_work_get_a_sentence(settings, tmp_path):
@@ -302,10 +398,18 @@ def test_data_that_cannot_work_get_a_sentence(settings, tmp_path):
 
 
 def test_an_embedded_cluster_is_gone_afterwards():
-    before = set(os.listdir("/dev/shm"))
-    result = train(TrainConfig(hidden=(), epochs=1, pool="inline", batch_size=16), blobs())
+    def own():  # clusters of other processes come and go meanwhile
+        return {name for name in os.listdir("/dev/shm") if f"-{os.getpid()}-" in name}
+
+    before, during = own(), set()
+    result = train(
+        TrainConfig(hidden=(), epochs=1, pool="inline", batch_size=16),
+        blobs(),
+        on_progress=lambda progress: during.update(own()),
+    )
     assert result.history[0]["examples"] == 90
-    assert set(os.listdir("/dev/shm")) <= before
+    assert during - before
+    assert own() <= before
 
 
 def test_a_servers_restart_in_the_middle_is_survived(settings):
