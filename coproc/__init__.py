@@ -12,7 +12,7 @@ with coproc.LocalCluster() as cluster:
 from __future__ import annotations
 
 from coproc import optim
-from coproc.client import Client, Model, Snapshot, Worker, connect
+from coproc.client import Client, connect
 from coproc.cluster import LocalCluster, LocalServer
 from coproc.consistency import Asp, Bsp, Ssp
 from coproc.errors import (
@@ -33,6 +33,7 @@ from coproc.errors import (
     WorkerLost,
 )
 from coproc.layout import ParamLayout
+from coproc.model import Model, Snapshot, Worker
 from coproc.near import Receipt
 
 __version__ = "0.1.0"

@@ -29,6 +29,7 @@ ROWS = [
     ["coproc.descent", "coproc.spec", "coproc.v1"],
     ["coproc.wire", "coproc.near"],
     ["coproc.server", "coproc.far", "coproc.status"],
+    ["coproc.model"],
     ["coproc.client", "coproc.cluster"],
     ["coproc"],  # the public face: what a user's program has, and what the rows above may use like one
     ["coproc.modes"],

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coproc.client import Client, Model, Snapshot, Worker, connect
+from coproc.client import Client, connect
 from coproc.errors import CoprocError, ModelExists, ModelNotFound, Timeout, Unreachable
+from coproc.model import Model, Snapshot, Worker
 from coproc.modes.base import (
     Capabilities,
     Exchange,

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from coproc.errors import ModelNotFound, ServerError
@@ -63,9 +64,9 @@ class Engine:
         for thread in self._threads:
             thread.start()
 
-    def _run(self, loop: object, sweeper: Sweeper) -> None:
+    def _run(self, loop: Callable[[Sweeper], None], sweeper: Sweeper) -> None:
         try:
-            loop(sweeper)  # type: ignore[operator]
+            loop(sweeper)
         except Exception as error:
             # What is published stays readable; the model takes no more gradients and `status` says why.
             self.failure = f"shard {sweeper.number}: {type(error).__name__}: {error}"
