@@ -192,6 +192,12 @@ class Sweeper:
         first = self._updates + 1
         constants = tuple([optimizer.constants(first + i, rate) for i in range(len(plan.updates))])
 
+        if not self._streamed and len(gradients[0]) <= optim.GRADIENTS_AT_ONCE:
+            # Of a small shard the checks of `apply` cost more than the sweep; these rows fit as they were made.
+            self._kernel(gradients, weights, constants, front, back, None)
+            probe.hit("sweep.middle")
+            return
+
         def part(number: int) -> None:
             """Sweep one of the parts; without the interpreter lock."""
             if len(self._cuts) == 1:
