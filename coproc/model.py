@@ -271,6 +271,7 @@ class Worker:
         examples: int = 1,
         loss: float = math.nan,
         timeout_s: float = 30.0,
+        finite: bool = False,
     ) -> Receipt:
         """Commit a gradient. When it returns, the gradient survives SIGKILL of worker and server and counts once.
 
@@ -282,6 +283,8 @@ class Worker:
                 receipt that says `duplicate`.
             examples: the number of examples that the gradient is the mean of; weights the mean of a `Bsp` round.
             loss: mean loss over them, for the progress display.
+            finite: the slot was filled with numbers that are known to be finite (a backend of `coproc.grads` gives a
+                finite loss only then), and is not looked at again.
 
         Raises:
             PushRejected: not finite, other shapes, or a step later than `next_step`. Nothing was pushed.
@@ -290,7 +293,8 @@ class Worker:
         self._check_open()
         step = self.next_step if step is None else whole("a step", step, 0, MOST_STEPS)
         whole("examples (skip() commits a step without a gradient)", examples, 1, MOST_EXAMPLES)
-        finite = grads is not None and self._fill(grads, timeout_s)
+        if grads is not None:
+            finite = self._fill(grads, timeout_s)
         return self._attempt.commit(step, examples, loss, timeout_s, finite=finite)
 
     def _fill(self, grads: Mapping[str, NDArray[np.floating]], timeout_s: float) -> bool:

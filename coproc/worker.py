@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from coproc.data.batches import Batches, Minibatch
 from coproc.data.partition import Partition
-from coproc.errors import ConfigError, Diverged, LeaseExpired, PushRejected, Timeout
+from coproc.errors import ConfigError, Diverged, LeaseExpired, Timeout
 from coproc.grads.base import Batch
 from coproc.modes.base import Exchange, ExchangeSpec
 from coproc.wire import as_coproc
@@ -292,16 +292,11 @@ class Loop:
             report.compute_s += time.perf_counter() - pulled
         loss = loss_sum / examples
         if not math.isfinite(loss):
-            raise self._diverged(step, epoch, f"the loss is {loss}")
+            raise self._diverged(step, epoch, f"the loss is {loss}, or the gradient has such an element")
 
         began = time.perf_counter()
         staleness = max(0, self.exchange.version - self._read_version)
-        try:
-            receipt = self.exchange.push(step=step, examples=examples, loss=loss, timeout_s=task.timeout_s)
-        except PushRejected:
-            if np.isfinite(out).all():
-                raise
-            raise self._diverged(step, epoch, f"the gradient is not finite (loss {loss:.4g})") from None
+        receipt = self.exchange.push(step=step, examples=examples, loss=loss, timeout_s=task.timeout_s)
         report.push_s += time.perf_counter() - began
         if not self._keep_copy:
             self._params = None

@@ -8,6 +8,7 @@ step is float32.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coproc.errors import ConfigError, DataError
-from coproc.layout import ParamLayout
+from coproc.layout import ParamLayout, all_finite
 
 Array = NDArray[np.float32]
 Labels = NDArray[Any]
@@ -26,6 +27,9 @@ Spec = dict[str, Any]
 
 # Rows a chunk in predict and evaluate: activations of 512 x 1024 float32 are 2 MB, which stays in the cache.
 CHUNK_ROWS = 512
+
+# (1e38)^2: products below its root leave room in float32 for the rounding of their sums.
+_SAFE_SQUARE = 1e76
 
 # A weight gradient that is added to the slot is born in blocks of this size, which stay in the cache.
 BLOCK_FLOATS = 1 << 18
@@ -90,7 +94,8 @@ class GradientBackend(ABC):
         """Write the gradient (P,) into `out`, or add it there; return the mean loss over the batch's rows.
 
         `params` (P,) is only read. No temporary of the size of the model. A batch without rows has gradient 0
-        and loss 0. A diverged model gives a loss that is not finite, and no warning: the caller looks.
+        and loss 0. A diverged model, and a gradient that is not finite (all of `out` is, otherwise), gives a loss
+        that is not finite, and no warning: the caller looks at the loss only.
 
         Raises:
             ConfigError: `params`, `out` or the features have another shape than the model.
@@ -331,15 +336,18 @@ def affine(rows: Array, weight: Array, bias: Array, out: Array) -> None:
     np.add(out, bias, out=out)
 
 
-def affine_gradient(rows: Array, delta: Array, weight: Array, bias: Array, block: Array | None = None) -> None:
+def affine_gradient(rows: Array, delta: Array, weight: Array, bias: Array, block: Array | None = None) -> bool:
     """weight (n, m) = rows.T (n, b) @ delta (b, m), bias (m,) = sum of delta over the rows, written in place.
 
     With a `block` (of `gradient_block`) both are added to what is there instead.
+
+    Returns:
+        True if both are known to be finite, without a look at them: see `_bounded`.
     """
     if block is None:
         np.matmul(rows.T, delta, out=weight)
         np.add.reduce(delta, axis=0, out=bias)
-        return
+        return _bounded(rows, delta)
     height = len(block) // weight.shape[1]
     for start in range(0, len(weight), height):
         target = weight[start : start + height]
@@ -347,12 +355,28 @@ def affine_gradient(rows: Array, delta: Array, weight: Array, bias: Array, block
         np.matmul(rows[:, start : start + height].T, delta, out=part)
         np.add(target, part, out=target)
     np.add(bias, np.add.reduce(delta, axis=0), out=bias)
+    return False
+
+
+def _bounded(rows: Array, delta: Array) -> bool:
+    """Whether no element of rows.T @ delta, no part of its sum and no sum of delta can overflow.
+
+    By Cauchy and Schwarz none is larger than |rows| |delta|, or sqrt(b) |delta|. The factors are a fraction of the
+    product's size where the batch is smaller than the layer.
+    """
+    squares = float(np.vdot(rows, rows)), float(np.vdot(delta, delta))
+    return max(squares[0], len(rows)) * squares[1] < _SAFE_SQUARE
 
 
 def gradient_block(sizes: Sequence[int]) -> Array:
     """Room for a part of a weight gradient of a network with layers of these sizes."""
     largest = max(fan_in * fan_out for fan_in, fan_out in pairwise(sizes))
     return np.empty(max(min(largest, BLOCK_FLOATS), *sizes[1:]), np.float32)
+
+
+def finite_or_nan(value: float, out: Array, known: bool) -> float:
+    """The loss that `value_and_grad` returns: NaN if `out` is not finite, which is looked at unless it is `known`."""
+    return value if known or not math.isfinite(value) or all_finite(out) else math.nan
 
 
 class OneLayer(GradientBackend):
@@ -380,8 +404,8 @@ class OneLayer(GradientBackend):
         with np.errstate(all="ignore"):
             raw = self.raw_outputs(params, batch.features)
             value = self.loss.value_and_delta(raw, batch.labels, batch.denominator or count)
-            affine_gradient(batch.features, raw, weight, bias, block)
-        return value
+            known = affine_gradient(batch.features, raw, weight, bias, block)
+        return finite_or_nan(value, out, known)
 
     def raw_outputs(self, params: Array, features: Array) -> Array:
         weight, bias = self.layout.views(params).values()

@@ -26,6 +26,7 @@ from coproc.grads.base import (
     Spec,
     affine,
     affine_gradient,
+    finite_or_nan,
     gradient_block,
     loss_named,
     positive,
@@ -142,16 +143,17 @@ class Mlp(GradientBackend):
             activations, masks = self._forward(weights, batch.features, random)
             delta = activations[-1]
             value = self.loss.value_and_delta(delta, batch.labels, batch.denominator or count)
+            known = True
             for i in range(len(weights) - 1, -1, -1):
                 rows = activations[i]
-                affine_gradient(rows, delta, *gradients[i], block)
+                known &= affine_gradient(rows, delta, *gradients[i], block)
                 if i:
                     # The gradient of this layer is done, so its rows are free to be used up.
                     below = self._work.deltas[i - 1][:count]
                     np.matmul(delta, weights[i][0].T, out=below)
                     self._through_activation(rows, below, masks[i - 1] if masks else None)
                     delta = below
-        return value
+        return finite_or_nan(value, out, known)
 
     def raw_outputs(self, params: Array, features: Array) -> Array:
         with np.errstate(all="ignore"):

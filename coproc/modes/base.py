@@ -129,7 +129,7 @@ class Exchange(Protocol):
         ...
 
     def push(self, *, step: int, examples: int, loss: float, timeout_s: float) -> Pushed:
-        """Commit what is in `gradient()`, the mean over `examples` examples. Returns when acknowledged."""
+        """Commit what is in `gradient()`, finite and the mean over `examples` examples. Returns when acknowledged."""
         ...
 
     def skip(self, *, step: int, timeout_s: float) -> None:

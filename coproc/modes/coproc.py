@@ -123,7 +123,7 @@ class CoprocExchange:
         return self.worker.gradient(timeout_s)
 
     def push(self, *, step: int, examples: int, loss: float, timeout_s: float) -> Receipt:
-        return self.worker.push(step=step, examples=examples, loss=loss, timeout_s=timeout_s)
+        return self.worker.push(step=step, examples=examples, loss=loss, timeout_s=timeout_s, finite=True)
 
     def skip(self, *, step: int, timeout_s: float) -> None:
         self.worker.skip(step, timeout_s)

@@ -224,6 +224,25 @@ class GradientBackendTests:
         value, _ = gradient(backend, params, random_batch(backend, 6))
         assert not np.isfinite(value)
 
+    def test_a_gradient_that_overflows_makes_the_loss_not_finite(self, spec: Mapping[str, Any]) -> None:
+        backend = create(spec)
+        batch = random_batch(backend, 60)
+        rows = np.minimum(np.abs(batch.features), 3)
+        overflowed = 0
+        for exponent in range(0, 39, 2):
+            # Features as large as the first layer's weights are small: only the gradient sees how large.
+            params = random_params(backend).copy()
+            first, *_ = backend.layout.views(params).values()
+            first *= np.float32(0.01 * 10.0**-exponent)
+            large = replace(batch, features=rows * np.float32(10.0**exponent), denominator=1)
+            for accumulate in (False, True):
+                out = np.zeros_like(params)
+                value = backend.value_and_grad(params, large, out=out, accumulate=accumulate)
+                finite = bool(np.isfinite(out).all())
+                assert finite or not np.isfinite(value)
+                overflowed += not finite
+        assert overflowed
+
     def test_large_outputs_overflow_nothing(self, spec: Mapping[str, Any]) -> None:
         backend = create(spec)
         batch = random_batch(backend, 6)
