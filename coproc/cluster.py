@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -20,6 +21,8 @@ _PREFIX = f"coproc-local-{os.getuid()}-"
 _SHARED_MEMORY = Path("/dev/shm")
 # Starting an interpreter and importing the compiler takes half a second on an idle machine, seconds on a busy one.
 _START_TIMEOUT_S = 60.0
+# A directory without an owner for this long is not being made any more.
+_MAKING_S = 60.0
 
 
 class LocalServer:
@@ -173,10 +176,7 @@ class LocalCluster:
         parent = directory or _SHARED_MEMORY
         self._directory = parent / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
         self._directory.mkdir(mode=0o700, parents=True)
-        # It appears under its name only when it is locked, or another cluster's clean-up could get in between.
-        self._owner = os.open(self._directory / "owner.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._owner, fcntl.LOCK_EX)
-        (self._directory / "owner.new").rename(self._directory / "owner")
+        self._owner = own(self._directory)
         self.token = token
         variables = {**os.environ, **(environment or {})}
         variables.pop("COPROC_TOKEN", None)
@@ -218,21 +218,35 @@ class LocalCluster:
         self.close()
 
 
-def remove_abandoned() -> None:
-    """Remove the memory of this user's local clusters whose owner is gone: killed together with its servers."""
-    for directory in _SHARED_MEMORY.glob(f"{_PREFIX}*"):
+def own(directory: Path) -> int:
+    """Mark a new directory as this process's; it is until the returned descriptor is closed, if only by a kill."""
+    owner = os.open(directory / "owner.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(owner, fcntl.LOCK_EX)
+    # It appears under its name only when it is locked, or another process's clean-up could get in between.
+    (directory / "owner.new").rename(directory / "owner")
+    return owner
+
+
+def remove_abandoned(parent: Path = _SHARED_MEMORY, prefix: str = _PREFIX) -> None:
+    """Remove the directories `prefix`* in `parent` whose owner (see `own`) is gone: killed before it removed them.
+
+    By default the memory of this user's local clusters. What cannot be removed is left.
+    """
+    for directory in parent.glob(f"{prefix}*"):
         try:
-            fd = os.open(directory / "owner", os.O_RDWR | os.O_CLOEXEC)
+            owner = os.open(directory / "owner", os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             # Being made at this moment, or removed: made ones have it within microseconds.
-            if time.time() - directory.stat().st_mtime < 60:
-                continue
-            shutil.rmtree(directory, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - directory.stat().st_mtime >= _MAKING_S:
+                    shutil.rmtree(directory, ignore_errors=True)
+            continue
+        except OSError:  # another user's, or something else of this name
             continue
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(directory, ignore_errors=True)
         except BlockingIOError:
             continue
         finally:
-            os.close(fd)
+            os.close(owner)

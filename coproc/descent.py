@@ -2,22 +2,52 @@
 
 No clock, no socket, no memory shared with anybody: `Sequencer` decides the one order of a model, `plan_sweep`
 decides how much of that order one pass over memory applies. Both are tested without a server.
+
+The functions are written in the part of Python that numba compiles, over tables of 64-bit integers: a server runs
+them as machine code (`coproc.server.drain`), a test may run them as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from coproc.consistency import Bsp, Consistency
-from coproc.shared.control import Entry, Kind, Presence
+from coproc.shared.control import (
+    ENTRY_EXAMPLES,
+    ENTRY_FOLLOWING,
+    ENTRY_KIND,
+    ENTRY_STEP,
+    ENTRY_VERSION,
+    LOG_ENTRIES,
+    MAX_WORKERS,
+    ROW,
+    Entry,
+    Kind,
+    Presence,
+)
+
+Table = NDArray[np.int64]
 
 # A sweep is compiled for one to this many gradients in registers (see coproc.optim).
 SWEEP_WIDTH = 8
 
+# The core's own words.
+VERSION, SYNCHRONOUS, WORKERS, HELD_COUNT, RECORDS = 0, 1, 2, 3, 4
+CORE_WORDS = 8
+# Words of a worker's row. HELD: Bsp has its gradient for the open round, of SEAT, SLOT and EXAMPLES. OWES: it has
+# committed a step that a later round takes, so that round waits for it even if it has left.
+PRESENCE, NEXT_STEP, OFFSET, OWES, HELD, SEAT, SLOT, EXAMPLES = range(8)
 
-class Verdict(Enum):
+_UNKNOWN, _JOINED, _LEFT = int(Presence.UNKNOWN), int(Presence.JOINED), int(Presence.LEFT)
+_DESCEND, _JOIN, _LEAVE, _HYPER = int(Kind.DESCEND), int(Kind.JOIN), int(Kind.LEAVE), int(Kind.HYPER)
+
+
+class Verdict(IntEnum):
     """What becomes of a commit."""
 
     ADMITTED = 1
@@ -28,165 +58,233 @@ class Verdict(Enum):
     """An earlier step of this worker is not here yet (its twin has it), or its round is not open: look later."""
 
 
-@dataclass
-class _Worker:
-    presence: Presence = Presence.UNKNOWN
-    next_step: int = 0
-    offset: int = 0
-    owes: bool = False
-    """Bsp: it has committed a step that a later round takes, so that round waits for it even if it has left."""
+_ADMITTED, _DUPLICATE, _AHEAD = int(Verdict.ADMITTED), int(Verdict.DUPLICATE), int(Verdict.AHEAD)
 
 
-@dataclass
+# ---- the order
+
+
+def record(core: Table, records: Table, kind: int, worker: int, step: int) -> None:
+    """Write a record of one member without a gradient."""
+    row = records[core[RECORDS]]
+    row[:] = 0
+    row[0], row[1], row[2], row[3] = core[VERSION], kind, worker, step
+    core[RECORDS] += 1
+
+
+def record_gradient(
+    core: Table, records: Table, worker: int, step: int, seat: int, slot: int, examples: int, following: int
+) -> None:
+    """Write one member that has a gradient."""
+    row = records[core[RECORDS]]
+    row[0], row[1], row[2], row[3] = core[VERSION], _DESCEND, worker, step
+    row[4], row[5], row[6], row[7] = seat, slot, examples, following
+    core[RECORDS] += 1
+
+
+def commit(
+    core: Table, workers: Table, records: Table, worker: int, step: int, seat: int, slot: int, examples: int
+) -> int:
+    """See `Sequencer.commit`."""
+    known = workers[worker]
+    synchronous = core[SYNCHRONOUS] != 0
+    if not synchronous and known[PRESENCE] == _UNKNOWN:
+        return _AHEAD
+    if step < known[NEXT_STEP]:
+        return _DUPLICATE
+    if step > known[NEXT_STEP]:
+        known[OWES] = 1
+        return _AHEAD
+    if not synchronous:
+        known[NEXT_STEP] += 1
+        if examples != 0:
+            core[VERSION] += 1
+        record_gradient(core, records, worker, step, seat, slot, examples, 0)
+        return _ADMITTED
+    if known[HELD] != 0:
+        return _DUPLICATE
+    if known[PRESENCE] == _JOINED and step + known[OFFSET] != core[VERSION]:
+        return _AHEAD
+    # What a worker has committed before it left goes into the rounds that are open now, one each.
+    known[OWES] = 0
+    known[HELD], known[SEAT], known[SLOT], known[EXAMPLES] = 1, seat, slot, examples
+    core[HELD_COUNT] += 1
+    close_round(core, workers, records)
+    return _ADMITTED
+
+
+def is_missing(known: Table) -> bool:
+    """Whether the open round waits for the worker of this row."""
+    return bool(known[HELD] == 0 and (known[PRESENCE] != _LEFT or known[OWES] != 0))
+
+
+def close_round(core: Table, workers: Table, records: Table) -> None:
+    """Bsp: write the record of the open round if nobody is missing."""
+    if core[SYNCHRONOUS] == 0 or core[HELD_COUNT] == 0:
+        return
+    for worker in range(core[WORKERS]):
+        if is_missing(workers[worker]):
+            return
+    core[VERSION] += 1
+    following = core[HELD_COUNT]
+    core[HELD_COUNT] = 0
+    for worker in range(core[WORKERS]):
+        known = workers[worker]
+        if known[HELD] != 0:
+            following -= 1
+            record_gradient(
+                core, records, worker, known[NEXT_STEP], known[SEAT], known[SLOT], known[EXAMPLES], following
+            )
+            known[HELD] = 0
+            known[NEXT_STEP] += 1
+
+
+def slowest_clock(core: Table, workers: Table) -> int:
+    """The round of the slowest worker that has joined and not left; 0 if there is none."""
+    slowest = -1
+    for worker in range(core[WORKERS]):
+        known = workers[worker]
+        clock = known[NEXT_STEP] + known[OFFSET]
+        if known[PRESENCE] == _JOINED and (slowest < 0 or clock < slowest):
+            slowest = clock
+    return max(slowest, 0)
+
+
 class Sequencer:
     """Decides the order of one model's log. Every method is quick and deterministic.
 
     Args:
         consistency: the rule of the model.
-        ledger: (worker, presence, next step, offset) as the log has summed them, after a restart.
         version: the version that the log's last record makes.
+        ledger: (worker, presence, next step, offset) as the log has summed them, after a restart.
     """
 
-    consistency: Consistency
-    version: int
-    ledger: Iterable[tuple[int, Presence, int, int]] = ()
-    _workers: dict[int, _Worker] = field(default_factory=dict)
-    _held: dict[int, Entry] = field(default_factory=dict)
-    """Bsp: worker -> its gradient for the open round."""
-    records: list[Entry] = field(default_factory=list)
-    """What was decided since the caller last took it, in order: whole records, to be appended to the log."""
+    def __init__(
+        self, consistency: Consistency, version: int, ledger: Iterable[tuple[int, int, int, int]] = ()
+    ) -> None:
+        self.core = np.zeros(CORE_WORDS, np.int64)
+        self.workers = np.zeros((MAX_WORKERS, ROW), np.int64)
+        self.records = np.zeros((LOG_ENTRIES, ROW), np.int64)
+        """What was decided since the caller last took it, in order: whole records, `core[RECORDS]` entries."""
+        self.core[VERSION] = version
+        if isinstance(consistency, Bsp):
+            self.core[SYNCHRONOUS], self.core[WORKERS] = 1, consistency.workers
+        for worker, *words in ledger:
+            self.workers[worker, :3] = words
+            self._know(worker)
 
-    def __post_init__(self) -> None:
-        for worker, presence, next_step, offset in self.ledger:
-            self._workers[worker] = _Worker(presence, next_step, offset)
-        if isinstance(self.consistency, Bsp):
-            for worker in range(self.consistency.workers):
-                self._workers.setdefault(worker, _Worker())
+    def _know(self, worker: int) -> Table:
+        if not self.core[SYNCHRONOUS]:
+            self.core[WORKERS] = max(self.core[WORKERS], worker + 1)
+        known: Table = self.workers[worker]
+        return known
+
+    @property
+    def version(self) -> int:
+        """The version that the last record makes."""
+        return int(self.core[VERSION])
+
+    def take(self) -> list[Entry]:
+        """The records that were decided since the last call."""
+        count, self.core[RECORDS] = int(self.core[RECORDS]), 0
+        return [Entry._make(row) for row in self.records[:count].tolist()]
 
     # -- events ----------------------------------------------------------------------------------------------
 
     def join(self, worker: int) -> None:
         """An attempt of `worker` has come. Its rounds count from now on, if they did not already."""
-        known = self._workers.setdefault(worker, _Worker())
-        if known.presence is Presence.JOINED:
+        known = self._know(worker)
+        if known[PRESENCE] == Presence.JOINED:
             return
-        if isinstance(self.consistency, Bsp):
+        if self.core[SYNCHRONOUS]:
             # A first join starts in the round of its step; one that comes back goes on in the open round.
-            offset = 0 if known.presence is Presence.UNKNOWN else self.version - known.next_step
+            offset = 0 if known[PRESENCE] == Presence.UNKNOWN else self.version - int(known[NEXT_STEP])
         else:
-            offset = self.slowest_clock() - known.next_step
-        known.presence, known.offset = Presence.JOINED, offset
-        self.records.append(Entry(self.version, Kind.JOIN, worker, offset, 0, 0, 0, 0))
+            offset = slowest_clock(self.core, self.workers) - int(known[NEXT_STEP])
+        known[PRESENCE], known[OFFSET] = Presence.JOINED, offset
+        record(self.core, self.records, _JOIN, worker, offset)
 
     def leave(self, worker: int) -> None:
         """`worker` has no more data: nobody waits for it any more."""
-        known = self._workers.setdefault(worker, _Worker())
-        if known.presence is Presence.LEFT:
+        known = self._know(worker)
+        if known[PRESENCE] == Presence.LEFT:
             return
-        known.presence = Presence.LEFT
-        self.records.append(Entry(self.version, Kind.LEAVE, worker, 0, 0, 0, 0, 0))
-        self._close_rounds()
+        known[PRESENCE] = Presence.LEFT
+        record(self.core, self.records, _LEAVE, worker, 0)
+        close_round(self.core, self.workers, self.records)
+
+    def owe(self, worker: int) -> None:
+        """After a restart: a seat has a step of `worker` that is not in the log. Its round waits for it."""
+        self._know(worker)[OWES] = 1
 
     def hyper(self, learning_rate_word: int) -> None:
         """From the next record on, descend with another learning rate (the bits of a float64)."""
-        self.records.append(Entry(self.version, Kind.HYPER, 0, learning_rate_word, 0, 0, 0, 0))
+        record(self.core, self.records, _HYPER, 0, learning_rate_word)
 
     def commit(self, worker: int, step: int, seat: int, slot: int, examples: int) -> Verdict:
         """A gradient lies in a slot (`examples` 0: a step without one). Admits each (worker, step) once."""
-        known = self._workers.get(worker)
-        if known is None:
-            return Verdict.AHEAD
-        if step < known.next_step:
-            return Verdict.DUPLICATE
-        if step > known.next_step:
-            known.owes = True
-            return Verdict.AHEAD
-        if not isinstance(self.consistency, Bsp):
-            known.next_step += 1
-            if examples:
-                self.version += 1
-            self.records.append(Entry(self.version, Kind.DESCEND, worker, step, seat, slot, examples, 0))
-            return Verdict.ADMITTED
-        if worker in self._held:
-            return Verdict.DUPLICATE
-        if known.presence is Presence.JOINED and step + known.offset != self.version:
-            return Verdict.AHEAD
-        # What a worker has committed before it left goes into the rounds that are open now, one each.
-        known.owes = False
-        self._held[worker] = Entry(0, Kind.DESCEND, worker, step, seat, slot, examples, 0)
-        self._close_rounds()
-        return Verdict.ADMITTED
-
-    def _close_rounds(self) -> None:
-        if not isinstance(self.consistency, Bsp) or not self._held or self.missing():
-            return
-        members = [self._held[worker] for worker in sorted(self._held)]
-        self._held.clear()
-        self.version += 1
-        last = len(members) - 1
-        for i, member in enumerate(members):
-            self._workers[member.worker].next_step += 1
-            self.records.append(member._replace(version=self.version, following=last - i))
+        return Verdict(commit(self.core, self.workers, self.records, worker, step, seat, slot, examples))
 
     # -- questions -------------------------------------------------------------------------------------------
 
     def missing(self) -> list[int]:
         """Bsp: the workers that the open round waits for. Otherwise nobody."""
-        if not isinstance(self.consistency, Bsp):
+        if not self.core[SYNCHRONOUS]:
             return []
-        return [
-            worker
-            for worker in range(self.consistency.workers)
-            if worker not in self._held
-            and (self._workers[worker].presence is not Presence.LEFT or self._workers[worker].owes)
-        ]
+        return [worker for worker in range(self.core[WORKERS]) if is_missing(self.workers[worker])]
 
     def slowest_clock(self) -> int:
         """The round of the slowest worker that has joined and not left; 0 if there is none."""
-        clocks = [w.next_step + w.offset for w in self._workers.values() if w.presence is Presence.JOINED]
-        return min(clocks, default=0)
+        return int(slowest_clock(self.core, self.workers))
 
 
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """What one pass over memory applies."""
+# ---- the plan of a pass
 
-    updates: list[list[Entry]]
-    """In order; each a list of members that have a gradient, in worker order."""
-    version: int
-    """The version that the pass makes."""
-    position: int
-    """The log position after it."""
-    learning_rate_word: int | None
-    """A new learning rate that takes effect *after* these updates, if the log says so next."""
+# Words of a plan. UPDATES have a gradient at least; the largest has MEMBERS. The pass makes NEXT_VERSION and leaves
+# the log at POSITION. RATE is a new learning rate that takes effect *after* these updates, if HAS_RATE.
+UPDATES, MEMBERS, NEXT_VERSION, POSITION, HAS_RATE, RATE = range(6)
+PLAN_WORDS = 8
 
 
-def plan_sweep(entries: list[Entry], position: int, version: int, pinned: Collection[int]) -> Sweep:
+def plan_sweep(
+    log: Table, position: int, head: int, version: int, pinned: Any, pinned_count: int, width: int, plan: Table
+) -> None:
     """How far to go from `position` in one pass: as many updates as a sweep takes, but no pinned version jumped.
 
     Args:
-        entries: the committed entries from `position` on, whole records only.
-        position: log position of entries[0].
+        log: the ring of entries.
+        position, head: entries [position, head) are committed and not applied; whole records.
         version: the version published now.
-        pinned: versions that readers wait for; the pass ends at the first of them, so that every shard has it.
+        pinned: versions that readers wait for, `pinned_count` of them; the pass ends at the first of them, so that
+            every shard has it.
+        width: the most updates of one member; one of more members is a pass of its own.
+        plan: gets the answer.
     """
-    updates: list[list[Entry]] = []
-    rate: int | None = None
-    i = 0
-    while i < len(entries):
-        size = entries[i].following + 1
-        record = entries[i : i + size]
-        if record[0].kind == Kind.DESCEND:
-            members = [m for m in record if m.examples]
-            if updates and members and (len(members) > 1 or len(updates[-1]) > 1 or len(updates) == SWEEP_WIDTH):
+    updates = members_most = has_rate = rate = 0
+    entries = len(log)
+    while position < head:
+        first = log[position % entries]
+        following, kind = first[ENTRY_FOLLOWING], first[ENTRY_KIND]
+        if kind == _DESCEND:
+            members = 0
+            for i in range(position, position + following + 1):
+                if log[i % entries, ENTRY_EXAMPLES] != 0:
+                    members += 1
+            if updates > 0 and members > 0 and (members > 1 or members_most > 1 or updates == width):
                 break
-            if members:
-                updates.append(members)
-        elif record[0].kind == Kind.HYPER:
-            rate = record[0].step
-        i += size
-        advanced = record[0].version != version
-        version = record[0].version
-        if rate is not None or (advanced and version in pinned):
+            if members > 0:
+                updates += 1
+                members_most = max(members_most, members)
+        elif kind == _HYPER:
+            has_rate, rate = 1, first[ENTRY_STEP]
+        position += following + 1
+        advanced = first[ENTRY_VERSION] != version
+        version = first[ENTRY_VERSION]
+        stop = has_rate != 0
+        if advanced:
+            for i in range(pinned_count):
+                stop = stop or pinned[i] == version
+        if stop:
             break
-    return Sweep(updates, version, position + i, rate)
+    plan[UPDATES], plan[MEMBERS], plan[NEXT_VERSION] = updates, members_most, version
+    plan[POSITION], plan[HAS_RATE], plan[RATE] = position, has_rate, rate

@@ -88,6 +88,8 @@ def whole(what: str, value: object, least: int, most: int) -> int:
     Raises:
         ConfigError: with what was found.
     """
+    if type(value) is int and least <= value <= most:  # nearly always, and some calls are made for each gradient
+        return value
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:

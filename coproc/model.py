@@ -291,11 +291,12 @@ class Worker:
             LeaseExpired, Timeout, ModelNotFound: not acknowledged.
         """
         self._check_open()
-        step = self.next_step if step is None else whole("a step", step, 0, MOST_STEPS)
+        attempt = self._attempt
+        step = attempt.next_step if step is None else whole("a step", step, 0, MOST_STEPS)
         whole("examples (skip() commits a step without a gradient)", examples, 1, MOST_EXAMPLES)
         if grads is not None:
             finite = self._fill(grads, timeout_s)
-        return self._attempt.commit(step, examples, loss, timeout_s, finite=finite)
+        return attempt.commit(step, examples, loss, timeout_s, finite=finite)
 
     def _fill(self, grads: Mapping[str, NDArray[np.floating]], timeout_s: float) -> bool:
         try:

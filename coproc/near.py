@@ -267,14 +267,21 @@ class NearWorker:
 
     def slot(self, timeout_s: float) -> Flat:
         """The next free slot, (P,) float32 in shared memory; waits for one. Contents are old: overwrite all."""
-        self._wait_for_slot(timeout_s)
-        return self.seat.slots[self.seat.words.load(seats.HEAD) % self.seat.depth]
+        self._check_open()
+        seat = self.seat
+        return seat.slots[self._free_head(timeout_s) % seat.depth]
+
+    def _free_head(self, timeout_s: float) -> int:
+        """HEAD, which this attempt alone moves, once the slot it points at is free: nearly always at once."""
+        seat, words = self.seat, self.seat.words
+        head = words.load(seats.HEAD)
+        if head - words.load(seats.TAIL) >= seat.depth:
+            self._wait_for_slot(timeout_s)
+        return head
 
     def _wait_for_slot(self, timeout_s: float) -> None:
         seat, words = self.seat, self.seat.words
         self._check_open()
-        if seat.free_slots > 0:
-            return
         deadline = time.monotonic() + timeout_s
         words.store(seats.WAITING, 1)
         try:
@@ -312,26 +319,27 @@ class NearWorker:
         duplicate = self._turn(step)
         if duplicate is not None:
             return duplicate
-        if self.seat.free_slots <= 0:
-            self._wait_for_slot(timeout_s)
+        head = self._free_head(timeout_s)
         if examples and not finite:
-            gradient = self.seat.slots[self.seat.words.load(seats.HEAD) % self.seat.depth]
+            gradient = self.seat.slots[head % self.seat.depth]
             if not all_finite(gradient):
                 raise PushRejected(self._not_finite(gradient, step))
-        return self._commit(step, examples, loss)
+        return self._commit(head, step, examples, loss)
 
     def skip(self, step: int, timeout_s: float) -> Receipt:
         """Commit `step` without a gradient, so that rounds go on."""
         duplicate = self._turn(step)
         if duplicate is not None:
             return duplicate
-        self._wait_for_slot(timeout_s)
-        return self._commit(step, 0, float("nan"))
+        self._check_open()
+        return self._commit(self._free_head(timeout_s), step, 0, float("nan"))
 
     def _turn(self, step: int) -> Receipt | None:
         """None if `step` is next; a duplicate's receipt if it is already there."""
-        control = self.model.control
-        done = max(control.next_step(self.worker), control.claimed(self.worker) + 1, self.next_step)
+        control, done = self.model.control, self.next_step
+        in_log, claimed = control.next_step(self.worker), control.claimed(self.worker)
+        if in_log > done or claimed >= done:  # another attempt is further
+            done = max(in_log, claimed + 1)
         if step == done:
             return None
         if step < done:
@@ -343,9 +351,8 @@ class NearWorker:
             "steps have no holes"
         )
 
-    def _commit(self, step: int, examples: int, loss: float) -> Receipt:
+    def _commit(self, head: int, step: int, examples: int, loss: float) -> Receipt:
         seat, words = self.seat, self.seat.words
-        head = words.load(seats.HEAD)
         seat.write_line(head % seat.depth, step, examples, self.read_version, loss)
         words.store(seats.PIN, seats.NO_PIN)
         probe.hit("push.commit.before")
@@ -373,7 +380,7 @@ class NearWorker:
         raise AssertionError(at)
 
     def _check_open(self) -> None:
-        if self.seat.closed:
+        if self.seat.words.load(seats.CLOSED):
             self.model.check()
             raise LeaseExpired(
                 f"the slots of worker {self.worker} of model {self.model.spec.name!r} were taken back; join again and "

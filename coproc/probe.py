@@ -10,45 +10,50 @@ import os
 import signal
 from collections.abc import Callable
 
-POINTS = frozenset(
-    {
-        "log.append.before",
-        "log.append.after",
-        "push.commit.before",
-        "push.commit.after",
-        "push.claim.before",
-        "sweep.before",
-        "sweep.middle",
-        "publish.before",
-        "publish.after",
-        "release.before",
-        "release.after",
-    }
+import numpy as np
+
+POINTS = (
+    "log.append.before",
+    "log.append.after",
+    "push.commit.before",
+    "push.commit.after",
+    "push.claim.before",
+    "sweep.before",
+    "sweep.middle",
+    "publish.before",
+    "publish.after",
+    "release.before",
+    "release.after",
 )
 
+left = np.zeros(len(POINTS), np.int64)
+"""Hits of each point until the process is killed; 0: it is not armed. Compiled code counts down here too."""
 
-def _die_at_hit(count: int) -> Callable[[], None]:
-    left = count
+_watched: dict[str, Callable[[], None]] = {}
+
+
+def number(name: str) -> int:
+    """Where a point stands in `left`.
+
+    Raises:
+        ValueError: there is no such point.
+    """
+    if name not in POINTS:
+        raise ValueError(f"there is no point {name!r}; the points are {', '.join(POINTS)}")
+    return POINTS.index(name)
+
+
+def _arm(text: str) -> None:
+    name, _, count = text.partition(":")
+    point = number(name)
+    left[point] = int(count or 1)
 
     def die() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
+        left[point] -= 1
+        if left[point] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return die
-
-
-def _read(text: str | None) -> dict[str, Callable[[], None]]:
-    if not text:
-        return {}
-    name, _, count = text.partition(":")
-    if name not in POINTS:
-        raise ValueError(f"COPROC_FAILPOINT names {name!r}; the points are {sorted(POINTS)}")
-    return {name: _die_at_hit(int(count or 1))}
-
-
-_watched = _read(os.environ.get("COPROC_FAILPOINT"))
+    _watched[name] = die
 
 
 def hit(name: str) -> None:
@@ -58,12 +63,10 @@ def hit(name: str) -> None:
 
 
 def watch(name: str, act: Callable[[], None]) -> None:
-    """Have `act` called at each hit of a point, in the thread that hits it."""
-    if name not in POINTS:
-        raise ValueError(f"there is no point {name!r}; the points are {sorted(POINTS)}")
+    """Have `act` called at each hit of a point, in the thread that hits it; not where compiled code hits it."""
+    number(name)
     _watched[name] = act
 
 
-def armed(name: str) -> bool:
-    """Whether anything is to be done at a point."""
-    return name in _watched
+if "COPROC_FAILPOINT" in os.environ:
+    _arm(os.environ["COPROC_FAILPOINT"])

@@ -2,8 +2,8 @@
 
 Imports numba, so only servers import this module. All functions here exist in compiled code only.
 
-*Words* are elements of an int64 array. A plain load may be hoisted out of its loop and a plain store may
-sink out of it; these may not. Each is one machine operation on an aligned 8-byte word.
+*Words* are named by address. A plain load may be hoisted out of its loop and a plain store may sink out of
+it; these may not. Each is one machine operation on an aligned 8-byte word.
 
 *Lines* are the 64-byte lines of a float32 row: line i is ``row[16 * i : 16 * i + 16]``, the last may be
 short. In compiled code a line is one vector value. Loops over lines are vector code by construction: the
@@ -21,13 +21,16 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, overload, register_model
+from numba.extending import intrinsic, lower_builtin, overload, register_jitable, register_model
+
+from storage_tier.words import FUTEX_WAIT, FUTEX_WAKE, SYS_FUTEX
 
 LINE_FLOATS = 16
 
@@ -41,6 +44,7 @@ Value = Any
 Emit = Callable[[Context, Code, Any, tuple[Value, ...]], Value]
 
 _I32 = ir.IntType(32)
+_I64 = ir.IntType(64)
 _VECTOR = ir.VectorType(ir.FloatType(), LINE_FLOATS)
 _LANES = ir.VectorType(_I32, LINE_FLOATS)
 _MASK = ir.VectorType(ir.IntType(1), LINE_FLOATS)
@@ -49,38 +53,33 @@ _MASK = ir.VectorType(ir.IntType(1), LINE_FLOATS)
 # ---- words
 
 
-def _is_words(array: types.Type) -> bool:
-    return isinstance(array, types.Array) and array.dtype == types.int64 and array.layout == "C"
+@intrinsic
+def _pointer(_typing: Any, address: types.Type) -> tuple[Any, Emit]:
+    def emit(context: Context, code: Code, sig: Any, args: tuple[Value, ...]) -> Value:
+        return code.inttoptr(args[0], cgutils.voidptr_t)
 
-
-def _word(context: Context, code: Code, array_type: types.Type, array: Value, index: Value) -> Value:
-    struct = context.make_array(array_type)(context, code, array)
-    return cgutils.get_item_pointer(context, code, array_type, struct, [index], wraparound=False)
+    return types.voidptr(types.intp), emit
 
 
 @intrinsic
-def load_acquire(_typing: Any, array: types.Type, index: types.Type) -> tuple[Any, Emit] | None:
+def load_acquire(_typing: Any, address: types.Type) -> tuple[Any, Emit]:
     """The word; what its writer did before storing it is visible to everything after this."""
-    if not _is_words(array):
-        return None
 
     def emit(context: Context, code: Code, sig: Any, args: tuple[Value, ...]) -> Value:
-        return code.load_atomic(_word(context, code, sig.args[0], *args), "acquire", 8)
+        return code.load_atomic(code.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
 
-    return types.int64(array, types.intp), emit
+    return types.int64(types.intp), emit
 
 
 @intrinsic
-def store_release(_typing: Any, array: types.Type, index: types.Type, value: types.Type) -> tuple[Any, Emit] | None:
+def store_release(_typing: Any, address: types.Type, value: types.Type) -> tuple[Any, Emit]:
     """Store the word; whoever loads it sees what this thread did before. A later load may overtake it."""
-    if not _is_words(array):
-        return None
 
     def emit(context: Context, code: Code, sig: Any, args: tuple[Value, ...]) -> Value:
-        code.store_atomic(args[2], _word(context, code, sig.args[0], *args[:2]), "release", 8)
+        code.store_atomic(args[1], code.inttoptr(args[0], _I64.as_pointer()), "release", 8)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, types.int64), emit
+    return types.void(types.intp, types.int64), emit
 
 
 @intrinsic
@@ -94,31 +93,71 @@ def fence(_typing: Any) -> tuple[Any, Emit]:
     return types.void(), emit
 
 
-@intrinsic
-def compare_and_swap(
-    _typing: Any, array: types.Type, index: types.Type, expected: types.Type, new: types.Type
-) -> tuple[Any, Emit] | None:
-    """Store `new` if the word is `expected`. Returns the word found: it was stored if that is `expected`."""
-    if not _is_words(array):
-        return None
-
-    def emit(context: Context, code: Code, sig: Any, args: tuple[Value, ...]) -> Value:
-        address = _word(context, code, sig.args[0], *args[:2])
-        return code.extract_value(code.cmpxchg(address, args[2], args[3], "seq_cst", "seq_cst"), 0)
-
-    return types.int64(array, types.intp, types.int64, types.int64), emit
+# What calls of intrinsics look like to those who don't compile them.
+_at: Any = _pointer
+_load_word: Any = load_acquire
+_store_word: Any = store_release
+_numba: Any = numba
+_array = _numba.carray
 
 
 @intrinsic
-def atomic_add(_typing: Any, array: types.Type, index: types.Type, value: types.Type) -> tuple[Any, Emit] | None:
-    """Add to the word. Returns the word found before."""
-    if not _is_words(array):
-        return None
+def load_float(_typing: Any, address: types.Type) -> tuple[Any, Emit]:
+    """The float64 that lies at an address: for what became visible by a word that was loaded before."""
 
     def emit(context: Context, code: Code, sig: Any, args: tuple[Value, ...]) -> Value:
-        return code.atomic_rmw("add", _word(context, code, sig.args[0], *args[:2]), args[2], "seq_cst")
+        return code.load(code.inttoptr(args[0], ir.DoubleType().as_pointer()), align=8)
 
-    return types.int64(array, types.intp, types.int64), emit
+    return types.float64(types.intp), emit
+
+
+@register_jitable
+def row_at(address: int, size: int) -> Any:
+    """The float32 row (size,) that lies at an address. Copies nothing; it must stay mapped."""
+    return _array(_at(address), (size,), np.float32)
+
+
+# ---- the kernel, without the interpreter
+
+_syscall: Any = types.ExternalFunction("syscall", types.int64(*[types.int64] * 7))
+_clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.intp))
+_raise: Any = types.ExternalFunction("raise", types.int32(types.int32))
+_sched_yield: Any = types.ExternalFunction("sched_yield", types.int32())
+
+_CLOCK_MONOTONIC, _SIGKILL = 1, 9
+
+
+@register_jitable
+def monotonic_ns(pair: Any) -> int:
+    """As `time.monotonic_ns`. `pair` is room for two words."""
+    _clock_gettime(_CLOCK_MONOTONIC, pair.ctypes.data)
+    return pair[0] * 1_000_000_000 + pair[1]  # type: ignore[no-any-return]
+
+
+@register_jitable
+def ring(bell: int) -> None:
+    """As `Words.ring`, by address: change the bell, wake all who wait on it. Also a full barrier."""
+    _store_word(bell, (_load_word(bell) + 1) & 0x7FFFFFFF)
+    _syscall(SYS_FUTEX, bell, FUTEX_WAKE, 0x7FFFFFFF, 0, 0, 0)
+
+
+@register_jitable
+def wait(bell: int, seen: int, timeout_ns: int, pair: Any) -> None:
+    """As `Words.wait`, by address: sleep until the bell no longer shows `seen`, is rung, or the time is over."""
+    pair[0], pair[1] = timeout_ns // 1_000_000_000, timeout_ns % 1_000_000_000
+    _syscall(SYS_FUTEX, bell, FUTEX_WAIT, seen & 0xFFFFFFFF, pair.ctypes.data, 0, 0)
+
+
+@register_jitable
+def give_way() -> None:
+    """Let another thread have the processor, if one wants it."""
+    _sched_yield()
+
+
+@register_jitable
+def die() -> None:
+    """End this process as SIGKILL does."""
+    _raise(_SIGKILL)
 
 
 # ---- lines

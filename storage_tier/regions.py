@@ -67,7 +67,23 @@ class Region:
             OutOfMemory: the tmpfs has no room (sizes in the message); nothing is left behind.
             FileExistsError: the name is taken.
         """
-        directory = path.parent
+        region = cls.allocate(path.parent, size_bytes, kind)
+        try:
+            region.link(path)
+        except BaseException:
+            region.close()
+            raise
+        return region
+
+    @classmethod
+    def allocate(cls, directory: Path, size_bytes: int, kind: str) -> Region:
+        """A mapped region with all of its memory, zeroed, and no name: it goes with this process until `link`.
+
+        Takes half a millisecond a megabyte.
+
+        Raises:
+            OutOfMemory: the tmpfs has no room (sizes in the message).
+        """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
@@ -83,16 +99,24 @@ class Region:
                     "(docker run --shm-size=4g), or the model or the number of slots smaller."
                 ) from None
             os.pwrite(fd, _HEADER.pack(_MAGIC, _FORMAT_VERSION, size_bytes, time.time_ns(), kind.encode()), 0)
-            # dir_fd makes this linkat(AT_SYMLINK_FOLLOW): the link is to the file, not to /proc's symlink.
-            directory_fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.link(f"/proc/self/fd/{fd}", path.name, dst_dir_fd=directory_fd, follow_symlinks=True)
-            finally:
-                os.close(directory_fd)
-            return cls(path, fd, populate=True)
+            return cls(directory, fd, populate=True)
         except BaseException:
             os.close(fd)
             raise
+
+    def link(self, path: Path) -> None:
+        """Give an allocated region its name, in the directory it was allocated for. Atomic.
+
+        Raises:
+            FileExistsError: the name is taken.
+        """
+        # dir_fd makes this linkat(AT_SYMLINK_FOLLOW): the link is to the file, not to /proc's symlink.
+        directory_fd = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.link(f"/proc/self/fd/{self._fd}", path.name, dst_dir_fd=directory_fd, follow_symlinks=True)
+        finally:
+            os.close(directory_fd)
+        self.path = path
 
     @classmethod
     def open(cls, path: Path, *, populate: bool = False) -> Region:

@@ -26,10 +26,10 @@ WORD_BYTES = 8
 WORD_CODE = "l"
 """Type code of a word for `array.array`: 64 bits on every Linux this runs on."""
 
-_FUTEX_WAIT = 0
-_FUTEX_WAKE = 1
+FUTEX_WAIT = 0
+FUTEX_WAKE = 1
 _FUTEX_WAKE_PRIVATE = 129
-_SYS_FUTEX = {"x86_64": 202, "AMD64": 202, "aarch64": 98, "riscv64": 98}.get(platform.machine(), -1)
+SYS_FUTEX = {"x86_64": 202, "AMD64": 202, "aarch64": 98, "riscv64": 98}.get(platform.machine(), -1)
 _TOTAL_STORE_ORDER = platform.machine() in ("x86_64", "AMD64")
 
 _ARGUMENTS = (
@@ -71,7 +71,7 @@ else:
     def fence() -> None:
         """Order everything this thread did before against everything it does after (a full barrier)."""
         # The kernel executes one in every futex wake, before it looks for waiters; here there is none.
-        _brief(_SYS_FUTEX, _nobody_address, _FUTEX_WAKE_PRIVATE, 0, None, None, 0)
+        _brief(SYS_FUTEX, _nobody_address, _FUTEX_WAKE_PRIVATE, 0, None, None, 0)
 
 
 class Words:
@@ -83,16 +83,16 @@ class Words:
         count: how many words.
     """
 
-    __slots__ = ("_address", "_array", "_cells", "count")
+    __slots__ = ("_array", "_cells", "address", "count")
 
     def __init__(self, buffer: mmap.mmap | memoryview | NDArray[np.uint8], offset_bytes: int, count: int) -> None:
-        if sys.platform != "linux" or _SYS_FUTEX < 0:
+        if sys.platform != "linux" or SYS_FUTEX < 0:
             raise OSError(f"shared words need Linux on x86-64 or ARM64, not {sys.platform} {platform.machine()}")
         if offset_bytes % WORD_BYTES:
             raise ValueError(f"words must start at a multiple of {WORD_BYTES} bytes, not at {offset_bytes}")
         self._array = np.frombuffer(buffer, np.int64, count, offset_bytes)
         self._cells = memoryview(self._array.data)
-        self._address = self._array.ctypes.data
+        self.address: int = self._array.ctypes.data
         self.count = count
 
     if _TOTAL_STORE_ORDER:
@@ -133,7 +133,7 @@ class Words:
         each other's change and still wake the sleeper.
         """
         self._cells[index] = (self._cells[index] + 1) & 0x7FFFFFFF
-        _brief(_SYS_FUTEX, self._address + index * WORD_BYTES, _FUTEX_WAKE, 0x7FFFFFFF, None, None, 0)
+        _brief(SYS_FUTEX, self.address + index * WORD_BYTES, FUTEX_WAKE, 0x7FFFFFFF, None, None, 0)
 
     def wait(self, index: int, seen: int, timeout_s: float) -> None:
         """Sleep until the bell at `index` no longer shows `seen`, is rung, or `timeout_s` is over.
@@ -146,9 +146,9 @@ class Words:
         whole = int(timeout_s)
         span = _Timespec(whole, int((timeout_s - whole) * 1e9))
         _blocking(
-            _SYS_FUTEX,
-            self._address + index * WORD_BYTES,
-            _FUTEX_WAIT,
+            SYS_FUTEX,
+            self.address + index * WORD_BYTES,
+            FUTEX_WAIT,
             seen & 0xFFFFFFFF,
             ctypes.addressof(span),
             None,

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Lowest row first. A name is a module, or a folder with all its files.
 ROWS = [
-    ["storage_tier.errors", "storage_tier.intrinsics", "storage_tier.words"],
-    ["storage_tier.host", "storage_tier.budget", "storage_tier.headers", "storage_tier.v1"],
+    ["storage_tier.errors", "storage_tier.words"],
+    ["storage_tier.intrinsics", "storage_tier.host", "storage_tier.budget", "storage_tier.headers", "storage_tier.v1"],
     ["storage_tier.regions", "storage_tier.blocks", "storage_tier.directory"],
     ["storage_tier.writer"],
     ["storage_tier.tier"],
@@ -24,7 +24,7 @@ ROWS = [
     ["storage_tier.server", "storage_tier.client"],
     ["storage_tier"],
     ["coproc.errors", "coproc.probe"],
-    ["coproc.layout"],
+    ["coproc.layout", "coproc.jit"],
     ["coproc.shared", "coproc.consistency", "coproc.optim", "coproc.grads", "coproc.data"],
     ["coproc.descent", "coproc.spec", "coproc.v1"],
     ["coproc.wire", "coproc.near"],
@@ -46,7 +46,20 @@ BASES = {
     "coproc.shared": ["control"],
     "coproc.bench": ["base", "streams", "peers"],
     "coproc.cli": ["base", "closing", "digits", "show"],
-    "coproc.server": ["sweeper", "sequencing", "engine", "models", "far", "readers", "service"],
+    "coproc.server": [
+        "kernels",
+        "drain",
+        "passes",
+        "loop",
+        "seatmap",
+        "sweeper",
+        "sequencing",
+        "engine",
+        "models",
+        "far",
+        "readers",
+        "service",
+    ],
 }
 
 

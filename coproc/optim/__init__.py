@@ -21,6 +21,7 @@ from coproc.optim.compiled import (
     aligned_row,
     apply,
     compile_sweep,
+    sources,
     synchronous_counts,
     warm,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "compile_sweep",
     "from_config",
     "registered",
+    "sources",
     "synchronous_counts",
     "warm",
 ]

@@ -108,6 +108,8 @@ class Optimizer(ABC):
     """As it is written in a model's description; the name of its file."""
     state_rows: ClassVar[tuple[str, ...]] = ()
     """Names of the float32 (n,) rows it keeps beside the parameters; they start at 0."""
+    counts_updates: ClassVar[bool] = True
+    """Whether `constants` depends on the number of the update. Where not, they are computed once."""
 
     learning_rate: float
     """Step size; 0 or more. A schedule changes it while the model lives."""

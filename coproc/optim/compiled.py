@@ -2,26 +2,20 @@
 
 Needs numba, the `server` extra; it is imported when the first sweep is compiled, not before. A sweep is
 compiled once for each shape of its gradients (how many updates, of how many members) and each way of storing,
-about 0.2 s each, and kept in a cache directory of this user. `warm` does that ahead, so that it never happens
-inside a round.
+about 0.2 s each, and kept (see `coproc.jit`). `warm` does that ahead, so that it never happens inside a round.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
-import stat
-import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from coproc.errors import Unsupported
+from coproc import jit
 from coproc.optim import base
 from coproc.optim.base import Constants, Optimizer, Row
 
@@ -47,7 +41,6 @@ Weights = tuple[Constants, ...]
 _FLOAT32 = np.dtype(np.float32)
 _STREAMED = 1
 _ALIGN_BYTES = 64
-_FREE_BYTES_FOR_CACHE = 64 << 20
 
 
 def compile_sweep(optimizer: Optimizer) -> CompiledSweep:
@@ -241,6 +234,13 @@ def _large_round(
         _pass(sweep, (rows,), (shares,), constants, _cut(front, part), _cut(back, part), streamed)
 
 
+def sources() -> list[Path]:
+    """The files whose text decides what a compiled sweep does."""
+    from storage_tier import intrinsics
+
+    return [Path(intrinsics.__file__), *base.sources()]
+
+
 # ---- compiled here
 
 
@@ -257,42 +257,16 @@ def _fence() -> None:
     """Full barrier; streamed stores are ordered by nothing else."""
 
 
-_compiling = threading.RLock()
-
-
 def _compiled(function: Callable[..., None]) -> CompiledSweep:
     """The function compiled, lazily; the same for whoever asks, from any thread."""
-    with _compiling:
-        return _decorated(function)
-
-
-@functools.cache
-def _decorated(function: Callable[..., None]) -> CompiledSweep:
-    """Decorate with the project's one set of options.
-
-    Not fastmath: it would delete NaNs, make the result depend on where a range is cut, and gains nothing. The
-    numpy error model has no exception in a division, which would keep sweeps from being vector code.
-    """
-    try:
-        import numba
-    except ImportError as error:
-        raise Unsupported("compiling an optimizer needs numba: pip install 'coproc[server]'") from error
     _teach_numba()
-    directory = cache_directory()
-    config: Any = numba.config
-    # Read when a function is decorated. Not left set: it holds for every function of the process.
-    before = config.CACHE_DIR
-    config.CACHE_DIR = "" if directory is None else str(directory)
-    try:
-        compiled: CompiledSweep = numba.njit(nogil=True, error_model="numpy", cache=directory is not None)(function)
-    finally:
-        config.CACHE_DIR = before
-    return compiled
+    return jit.compiled(function, sources())
 
 
 @functools.cache
 def _teach_numba() -> None:
     """Give the words of a sweep their meaning in compiled code."""
+    jit.numba()  # says what to install where it is missing
     import numba
     from numba.extending import overload
 
@@ -323,60 +297,3 @@ def _teach_numba() -> None:
     @overload(_fence, strict=False)
     def fence() -> Callable[..., Any]:
         return lambda: compiled.fence()
-
-
-# ---- the cache
-
-
-def cache_directory() -> Path | None:
-    """Where compiled sweeps are kept: a directory of this user alone, or None if there can't be one.
-
-    Its name says what the machine code was made of, since numba's cache looks only at the file of the
-    function itself: all sources, numba, llvmlite, the processor. What is in it gets executed, so it is never
-    shared.
-    """
-    import llvmlite
-    import llvmlite.binding
-    import numba
-
-    from storage_tier import intrinsics
-
-    made_of = hashlib.sha256(
-        f"{numba.__version__} {llvmlite.__version__} {llvmlite.binding.get_host_cpu_name()}".encode()
-    )
-    for path in [Path(intrinsics.__file__), *base.sources()]:
-        made_of.update(path.read_bytes())
-    for root in _cache_roots():
-        directory = root / f"sweeps-{made_of.hexdigest()[:16]}"
-        if _is_ours(root) and _is_ours(directory):
-            return directory
-    return None
-
-
-def _cache_roots() -> Iterator[Path]:
-    """$XDG_CACHE_HOME, ~/.cache, the directory for temporary files: the first that can be used."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(named):
-        yield Path(named) / "coproc"
-    home = os.path.expanduser("~")
-    if os.path.isabs(home):
-        yield Path(home) / ".cache" / "coproc"
-    yield Path(tempfile.gettempdir()) / f"coproc-{os.geteuid()}"
-
-
-def _is_ours(directory: Path) -> bool:
-    """Make a directory of mode 0700; whether it is one, belongs to this user, and has room."""
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        directory.mkdir(mode=0o700, exist_ok=True)
-        status = os.lstat(directory)
-        room = os.statvfs(directory)
-    except OSError:  # read-only, full, or not a directory: the next root may do
-        return False
-    return (
-        stat.S_ISDIR(status.st_mode)
-        and status.st_uid == os.geteuid()
-        and not status.st_mode & 0o077
-        and os.access(directory, os.R_OK | os.W_OK | os.X_OK)
-        and room.f_bavail * room.f_frsize >= _FREE_BYTES_FOR_CACHE
-    )

@@ -32,6 +32,7 @@ class Momentum(Optimizer):
     """Gradient descent along a decaying sum of gradients."""
 
     name: ClassVar[str] = "momentum"
+    counts_updates: ClassVar[bool] = False
     state_rows: ClassVar[tuple[str, ...]] = ("velocity",)
 
     momentum: float = 0.9

@@ -28,6 +28,7 @@ class SGD(Optimizer):
     """Plain gradient descent on mini-batches."""
 
     name: ClassVar[str] = "sgd"
+    counts_updates: ClassVar[bool] = False
 
     weight_decay: float = 0.0
     """Pulls each parameter towards 0; 0 is none."""

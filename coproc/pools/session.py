@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coproc.cluster import own, remove_abandoned
 from coproc.errors import Unsupported
 from coproc.pools.base import ATTEMPT_LIMIT, python_path, quiet
 
@@ -31,7 +31,6 @@ INSTALL_JAVA = (
 )
 
 PREFIX = "coproc-spark-"
-OWNER = "owner"
 
 # Nothing below ERROR, and no stack walls of tasks: a task's failure reaches the driver as a sentence.
 LOG4J = """\
@@ -103,22 +102,6 @@ def _own_interrupt() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def remove_abandoned() -> None:
-    """Remove what embedded Sparks whose process was killed have left: nobody locks it any more."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        try:
-            owner = os.open(directory / OWNER, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:  # of another user, or just being made or removed
-            continue
-        try:
-            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(directory, ignore_errors=True)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(owner)
-
-
 class LocalSpark:
     """An embedded Spark on this host with `slots` task slots; `close` ends it and removes its files.
 
@@ -133,10 +116,9 @@ class LocalSpark:
         """
         require_pyspark()
         require_java()
-        remove_abandoned()
+        remove_abandoned(Path(tempfile.gettempdir()), PREFIX)
         self._dir = Path(tempfile.mkdtemp(prefix=PREFIX))
-        self._owner = os.open(self._dir / OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._owner, fcntl.LOCK_EX)
+        self._owner = own(self._dir)
         try:
             self.session = self._start(slots, memory)
         except Exception as error:

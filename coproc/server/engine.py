@@ -1,33 +1,34 @@
 """The threads of one model on one server: one a shard, the first of which is also the sequencer's.
 
 A thread works while there is work, then says that it sleeps, fences, looks once more, and sleeps on its bell for
-at most 50 ms. Sweeps run without the interpreter lock.
+at most 50 ms. The sequencer's loop and all sweeps run without the interpreter lock.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from coproc.errors import ModelNotFound, ServerError
-from coproc.near import LOOK_AGAIN_S, SPIN_S
+from coproc.near import LOOK_AGAIN_S
+from coproc.server import loop
+from coproc.server.seatmap import SeatMap
 from coproc.server.sequencing import SequencerLoop
-from coproc.server.sweeper import SeatMap, Sweeper
+from coproc.server.sweeper import Sweeper
 from coproc.shared import control as ctl
 from coproc.shared import published as pub
 from coproc.shared.control import Control
 from coproc.shared.published import Published
 from coproc.spec import ModelSpec
 from storage_tier.budget import Budget
-from storage_tier.words import Words, fence
+from storage_tier.words import fence
 
 log = logging.getLogger(__name__)
 
-_HOUSEKEEPING_S = 0.25
+_HOUSEKEEPING_NS = 250_000_000
 
 
 class Engine:
@@ -56,7 +57,7 @@ class Engine:
             seat_map = SeatMap(spec, self.control, place.lo, place.hi)
             sweeper = Sweeper(spec, number, self.control, self.shards[number], seat_map)
             if number == 0:
-                self.sequencer = SequencerLoop(spec, self.control, self.shards, seat_map, budget)
+                self.sequencer = SequencerLoop(spec, self.control, self.shards, seat_map, sweeper, budget)
             loop = self._sequence if number == 0 else self._follow
             self._threads.append(
                 threading.Thread(target=self._run, args=(loop, sweeper), name=f"{spec.name}/{number}", daemon=True)
@@ -88,31 +89,15 @@ class Engine:
     def _sequence(self, sweeper: Sweeper) -> None:
         sequencer = self.sequencer
         assert sequencer is not None
-        general = self.control.general
-        others = [shard.words for n, shard in enumerate(self.shards) if n != sweeper.number]
-        keep_house_at = idle_since = 0.0
+        keep_house_at = 0
         while not self._stopping.is_set():
-            busy = sequencer.serve_requests()
-            busy |= sequencer.poll()
-            if busy:
-                _wake(others)
-            busy |= sweeper.advance()
-            now = time.monotonic()
+            sequencer.serve_requests()
+            now = time.monotonic_ns()
             if now >= keep_house_at:
                 sequencer.keep_house()
-                keep_house_at = now + _HOUSEKEEPING_S
-            if busy:
-                idle_since = now
-                continue
-            if now - idle_since < SPIN_S:
-                os.sched_yield()
-                continue
-            seen = general.load(ctl.BELL)
-            general.store(ctl.SLEEPING, 1)
-            fence()
-            if not sequencer.anything_new() and not self._stopping.is_set():
-                general.wait(ctl.BELL, seen, LOOK_AGAIN_S)
-            general.store(ctl.SLEEPING, 0)
+                keep_house_at = now + _HOUSEKEEPING_NS
+            if sequencer.serve(keep_house_at) == loop.SWEEP:
+                sequencer.swept(sweeper.advance())
 
     def _follow(self, sweeper: Sweeper) -> None:
         words = sweeper.shard.words
@@ -132,7 +117,8 @@ class Engine:
     def stop(self) -> None:
         """Finish the sweeps at hand and end the threads. Nothing acknowledged is lost. Idempotent."""
         self._stopping.set()
-        self.control.general.ring(ctl.BELL)
+        if self.sequencer is not None:
+            self.sequencer.call()
         for shard in self.shards:
             shard.words.ring(pub.WAKE)
         for thread in self._threads:
@@ -144,12 +130,3 @@ class Engine:
         for shard in self.shards:
             shard.close()
         self.control.region.close()
-
-
-def _wake(shards: list[Words]) -> None:
-    """Tell other shards' threads, here or on other servers, that the log has grown."""
-    if shards:
-        fence()
-        for words in shards:
-            if words.load(pub.SLEEPING):
-                words.ring(pub.WAKE)

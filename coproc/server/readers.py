@@ -47,7 +47,7 @@ class Readers:
                 raise ModelNotFound(f"model {self._spec.name!r} was deleted")
             if self._idle:
                 return self._idle.pop()
-        number, generation, _ = self._sequencer.submit(lambda: self._sequencer.give_seat(READER, 0))
+        number, generation, _ = self._sequencer.join(READER, 0)
         return Seat.take(self._spec.seat_path(number, generation), 0, 0)
 
     def close(self, reason: str) -> None:

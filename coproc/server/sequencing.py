@@ -1,6 +1,7 @@
-"""The sequencer of one model: takes commits out of seats, lets `descent` decide, frees slots when shards are done.
+"""The sequencer of one model: seats given and taken back, requests of other threads, and the loop that takes commits.
 
-Runs on the thread of shard 0. Other threads ask it for things (a join, a leave, ...) through `submit`.
+Runs on the thread of shard 0. Other threads ask it for things (a join, a leave, ...) through `submit`. What happens for
+each push is compiled, see `coproc.server.loop`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,18 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TypeVar
+from uuid import uuid4
+
+import numpy as np
 
 from coproc import probe
-from coproc.consistency import Bsp
-from coproc.descent import Sequencer, Verdict
+from coproc.consistency import Bsp, Ssp
+from coproc.descent import Sequencer
 from coproc.errors import ConfigError, CoprocError, Timeout
-from coproc.server.sweeper import SeatMap
+from coproc.near import LOOK_AGAIN_S, SPIN_S
+from coproc.server import drain, loop
+from coproc.server.seatmap import SeatMap
+from coproc.server.sweeper import Sweeper
 from coproc.shared import control as ctl
 from coproc.shared import published as pub
 from coproc.shared import seats
@@ -26,31 +33,28 @@ from coproc.shared.seats import Seat
 from coproc.spec import ModelSpec
 from storage_tier.budget import Budget
 from storage_tier.regions import file_bytes
-from storage_tier.words import fence
+from storage_tier.words import Words, fence
 
 T = TypeVar("T")
 
-_PENDING = -1
 # A seat that was given but never taken (the client died in between) is free again after this long.
 _TAKE_WITHIN_S = 30.0
 READER = -1
-# Entries that may wait for the slowest shard: the log, less what one append may overwrite, less one round that a
-# single commit may close.
-_LOG_ROOM = ctl.LOG_ENTRIES - ctl.APPEND_ENTRIES - ctl.MAX_WORKERS
+_MOST_SLOTS = 64
 
 
-@dataclass
+@dataclass(frozen=True)
 class Counters:
-    """What has been admitted since this server started; read by `status` without a lock."""
+    """What has been admitted since this server started."""
 
-    pushes: int = 0
-    examples: int = 0
-    duplicates: int = 0
-    loss_sum: float = 0.0
+    pushes: int
+    examples: int
+    duplicates: int
+    loss_examples: int
+    staleness_sum: int
+    staleness_max: int
+    loss_sum: float
     """Sum of loss x examples over the pushes that told their loss."""
-    loss_examples: int = 0
-    staleness_sum: int = 0
-    staleness_max: int = 0
 
 
 @dataclass
@@ -61,33 +65,47 @@ class _Taken:
     generation: int
     worker: int
     seat: Seat
-    taken: int
-    positions: list[int]
-    """Slot -> log position after which it is free; `_PENDING` while its record is not written."""
     given_at: float
     closing: bool = False
 
 
 class SequencerLoop:
-    """All that only the sequencer does. Every method but `submit` belongs to its own thread."""
+    """All that only the sequencer does. Every method but `submit` and `join` belongs to its own thread."""
 
     def __init__(
-        self, spec: ModelSpec, control: Control, shards: list[Published], seat_map: SeatMap, budget: Budget
-    ) -> None:
+        self, spec: ModelSpec, control: Control, shards: list[Published], seat_map: SeatMap, sweeper: Sweeper,
+        budget: Budget,
+    ) -> None:  # fmt: skip
         self._spec = spec
         self._control = control
         self._shards = shards
         self._map = seat_map
+        self._sweeper = sweeper
         self._budget = budget
         self._requests: SimpleQueue[tuple[Callable[[], object], Future[object]]] = SimpleQueue()
         self._seats: list[_Taken] = []
         self._missing_since: dict[int, float] = {}
         self._ended: CoprocError | None = None
-        self.counters = Counters()
         control.replay()
         self.core = Sequencer(spec.consistency, control.head_version, control.ledger())
-        self._tell_slowest()
+        control.general.store(ctl.SLOWEST, self.core.slowest_clock())
+        # What the compiled loop works on.
+        self._positions = np.zeros((ctl.MAX_SEATS, _MOST_SLOTS), np.int64)
+        """(seat, slot) -> log position after which it is free; `drain.PENDING` while its record is not written."""
+        self._counters = np.zeros(drain.COUNTERS, np.int64)
+        self._loss_sum = np.zeros(1, np.float64)
+        self._shard_words = np.array([shard.words.address for shard in shards], np.int64)
+        self._pair = np.zeros(2, np.int64)
+        attention = np.zeros(1, np.int64)
+        self._attention = Words(attention.view(np.uint8), 0, 1)
+        """Set by whoever wants the loop to come back."""
+        self._desk = np.zeros(drain.DESK_WORDS, np.int64)
+        self._desk[drain.GENERAL] = control.general.address
+        self._desk[drain.ATTENTION] = self._attention.address
+        self._desk[drain.SHARDS_COUNT] = len(shards)
+        self._desk[drain.TELLS_SLOWEST] = isinstance(spec.consistency, Ssp)
         self._recover_seats()
+        self.settle()  # compiles the loop, or loads it, before the first gradient comes
 
     def _recover_seats(self) -> None:
         """After a restart: slots that are in the log wait for it, the others are looked at again."""
@@ -101,25 +119,31 @@ class SequencerLoop:
         self._map.refresh()
         for number, (generation, seat, _) in self._map.open.items():
             worker = self._control.seats.row(number * ctl.ROW)[ctl.SEAT_WORKER]
-            tail = seat.words.load(seats.TAIL)
-            known = _Taken(number, generation, worker, seat, tail, [0] * seat.depth, time.monotonic())
-            known.closing = seat.closed
-            while known.taken < seat.words.load(seats.HEAD):
-                slot = known.taken % seat.depth
+            taken = seat.words.load(seats.TAIL)
+            while taken < seat.words.load(seats.HEAD):
+                slot = taken % seat.depth
                 step = seat.read_line(slot).step
                 if step >= self._control.next_step(worker):
+                    self.core.owe(worker)
                     break
                 # In the log: busy until all shards have it. Or a duplicate, or applied by all: free.
-                known.positions[slot] = busy.get((number, slot, worker, step), 0)
-                known.taken += 1
-            self._seats.append(known)
-        self._seats.sort(key=lambda s: (s.worker, s.number))
-        self._by_number = {taken.number: taken for taken in self._seats}
+                self._positions[number, slot] = busy.get((number, slot, worker, step), 0)
+                taken += 1
+            self._map.table[number, drain.TAKEN] = taken
+            self._seats.append(_Taken(number, generation, worker, seat, time.monotonic(), seat.closed))
 
     @property
     def seats_count(self) -> int:
         """Seats in use, readers' included."""
         return len(self._seats)
+
+    @property
+    def counters(self) -> Counters:
+        """What has been admitted so far. Any thread may ask; the numbers may be of neighbouring moments."""
+        pushes, examples, duplicates, loss_examples, staleness_sum, staleness_max, *_ = self._counters.tolist()
+        return Counters(
+            pushes, examples, duplicates, loss_examples, staleness_sum, staleness_max, float(self._loss_sum[0])
+        )
 
     # -- other threads ---------------------------------------------------------------------------------------
 
@@ -134,13 +158,37 @@ class SequencerLoop:
         self._requests.put((request, future))
         if self._ended is not None:
             self._refuse_requests()
-        self._control.general.ring(ctl.BELL)
+        self.call()
         try:
             return future.result(timeout_s)  # type: ignore[return-value]
         except TimeoutError as error:
             if future.done():
                 raise
             raise Timeout(f"the sequencer of model {self._spec.name!r} gave no answer in {timeout_s:g} s") from error
+
+    def call(self) -> None:
+        """Let the loop come back to Python soon."""
+        self._attention.store(0, 1)
+        self._control.general.ring(ctl.BELL)
+
+    def join(self, worker: int, depth: int) -> tuple[int, int, int]:
+        """A new seat for an attempt of `worker`, or for a reader (`READER`); (seat, generation, next step).
+
+        Its memory is allocated on the calling thread: rounds don't wait for it.
+
+        Raises:
+            OutOfMemory: the budget or the tmpfs has no room for its slots.
+            ConfigError: too many seats, or a worker number that cannot be.
+            As `submit`.
+        """
+        size = self._spec.layout.size if depth else 0
+        charge = f"{self._spec.home}/seats/new-{uuid4().hex}"
+        self._budget.charge(charge, file_bytes(Seat.size_bytes(depth, size)))
+        try:
+            seat = Seat.allocate(self._spec.seat_path(0, 0).parent, depth, size)
+            return self.submit(lambda: self._give(worker, seat, charge))
+        finally:
+            self._budget.release(charge)  # what became a seat is charged under its own name
 
     def end(self, reason: CoprocError) -> None:
         """The thread ends: whoever asks it for something gets `reason`. Idempotent; the first reason stays."""
@@ -158,13 +206,7 @@ class SequencerLoop:
 
     # -- requests, on the sequencer's thread -----------------------------------------------------------------
 
-    def give_seat(self, worker: int, depth: int) -> tuple[int, int, int]:
-        """A new seat for an attempt of `worker`, or for a reader (`READER`); (seat, generation, next step).
-
-        Raises:
-            OutOfMemory: the budget or the tmpfs has no room for its slots.
-            ConfigError: too many seats, or a worker number that cannot be.
-        """
+    def _give(self, worker: int, seat: Seat, charge: str) -> tuple[int, int, int]:
         if worker != READER:
             self._check_worker(worker)
             self._require_room()
@@ -172,33 +214,25 @@ class SequencerLoop:
         number = next((n for n in range(ctl.MAX_SEATS) if n not in in_use), None)
         if number is None:
             raise ConfigError(f"model {self._spec.name!r} has all of its {ctl.MAX_SEATS} seats in use")
-        size = self._spec.layout.size if depth else 0
         table, row = self._control.seats, number * ctl.ROW
         generation = table.load(row + ctl.SEAT_GENERATION) + 1
         path = self._spec.seat_path(number, generation)
-        self._budget.charge(str(path), file_bytes(Seat.size_bytes(depth, size)))
-        try:
-            Seat.create(path, depth, size).close()
-        except BaseException:
-            self._budget.release(str(path))
-            raise
+        self._budget.transfer(charge, str(path), file_bytes(seat.region.size_bytes))
+        seat.region.link(path)
         for word, value in (
             (ctl.SEAT_WORKER, worker),
-            (ctl.SEAT_DEPTH, depth),
+            (ctl.SEAT_DEPTH, seat.depth),
             (ctl.SEAT_GENERATION, generation),
             (ctl.SEAT_STATE, ctl.SEAT_OPEN),
         ):
             table.store(row + word, value)
-        self._seats_changed()
-        seat = self._map.open[number].seat
-        taken = _Taken(number, generation, worker, seat, 0, [0] * depth, time.monotonic())
-        self._seats.append(taken)
-        self._by_number[number] = taken
-        self._seats.sort(key=lambda s: (s.worker, s.number))
+        self._count_change()
+        self._map.adopt(number, seat)
+        self._seats.append(_Taken(number, generation, worker, seat, time.monotonic()))
         if worker == READER:
             return number, generation, 0
         self.core.join(worker)
-        self._append_records()
+        self.settle()
         self._missing_since.pop(worker, None)
         self._control.general.store(ctl.LOST_WORKER, 0)
         return number, generation, self._next_step(worker)
@@ -209,15 +243,12 @@ class SequencerLoop:
         if not 0 <= worker < limit:
             raise ConfigError(f"workers of model {self._spec.name!r} are numbered 0 to {limit - 1}, not {worker}")
 
-    def _room(self) -> int:
-        """Entries that may be admitted before the slowest shard has caught up."""
-        return _LOG_ROOM - self._control.head + min([shard.kept_from for shard in self._shards])
-
     def _require_room(self) -> None:
-        if self._room() <= 0:
+        slowest = min(shard.kept_from for shard in self._shards)
+        if drain.LOG_ROOM - self._control.head + slowest <= 0:
             raise Timeout(
-                f"the log of model {self._spec.name!r} is full: a shard has not applied its last {_LOG_ROOM} records. "
-                "Is one of its servers down?"
+                f"the log of model {self._spec.name!r} is full: a shard has not applied its last {drain.LOG_ROOM} "
+                "records. Is one of its servers down?"
             )
 
     def _next_step(self, worker: int) -> int:
@@ -251,10 +282,10 @@ class SequencerLoop:
             ConfigError: no worker can have this number. Timeout: the log is full.
         """
         self._check_worker(worker)
-        self.poll()
+        self.settle()
         self._require_room()
         self.core.leave(worker)
-        self._append_records()
+        self.settle()
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """A record of the log: every shard changes at the same version.
@@ -263,28 +294,22 @@ class SequencerLoop:
             ConfigError: not a rate that the optimizer can have. Timeout: the log is full.
         """
         self._spec.optimizer.with_learning_rate(learning_rate)
-        self.poll()
+        self.settle()
         self._require_room()
         self.core.hyper(ctl.float_to_word(learning_rate))
-        self._append_records()
-
-    def settle(self) -> int:
-        """Admit all that is committed and can be admitted now; the version that will have it."""
-        while self.poll():
-            pass
-        return self.core.version
+        self.settle()
 
     # -- the loop --------------------------------------------------------------------------------------------
 
-    def serve_requests(self) -> bool:
-        """Do what other threads asked for; False if there was nothing."""
-        served = False
+    def serve_requests(self) -> None:
+        """Do what other threads asked for."""
+        self._attention.store(0, 0)
+        fence()
         while True:
             try:
                 request, future = self._requests.get_nowait()
             except Empty:
-                return served
-            served = True
+                return
             if not future.set_running_or_notify_cancel():
                 continue
             try:
@@ -292,95 +317,37 @@ class SequencerLoop:
             except Exception as error:  # handed to the thread that asked
                 future.set_exception(error)
 
-    def poll(self) -> bool:
-        """Take new commits and free applied slots; False if nothing was new."""
-        new = False
-        room = self._room()
-        for taken in self._seats:
-            if taken.taken < taken.seat.words.load(seats.HEAD):
-                new |= self._take(taken, room)
-        self._append_records()
-        self._free()
-        return new
+    def serve(self, until_ns: int) -> int:
+        """Take commits, write the log, descend small shards, free slots, and sleep in between: until Python is needed.
 
-    def _append_records(self) -> None:
-        """Write what the core has decided; from here on it is decided."""
-        records = self.core.records
-        if not records:
-            return
-        self.core.records = []
-        position = start = self._control.head
-        while len(records) - (position - start) > ctl.APPEND_ENTRIES:
-            part = records[position - start :][: ctl.APPEND_ENTRIES]
-            while part[-1].following:
-                part.pop()  # only whole records
-            self._control.append(part)
-            position += len(part)
-        self._control.append(records[position - start :])
-        position = start
-        by_number = self._by_number
-        for entry in records:
-            position += 1
-            if entry.kind == Kind.DESCEND:
-                by_number[entry.seat].positions[entry.slot] = position + entry.following
-        self._tell_slowest()
+        Returns why it came back (see `loop`), at `until_ns` (monotonic) at the latest. The interpreter lock is free
+        meanwhile.
+        """
+        core, seat_map, sweeper = self.core, self._map, self._sweeper
+        self._desk[drain.UNTIL_NS] = until_ns
+        reason: int = loop.compiled_serve(
+            sweeper.kernel, sweeper.small, int(SPIN_S * 1e9), int(LOOK_AGAIN_S * 1e9),
+            self._desk, core.core, core.workers, core.records, self._control.log, self._control.workers.address,
+            self._shard_words, seat_map.table, seat_map.order, len(seat_map.open), self._positions, self._counters,
+            self._loss_sum, probe.left, sweeper.state, sweeper.rows, sweeper.banks, sweeper.constants,
+            sweeper.held, sweeper.again, sweeper.plan, sweeper.work, self._pair,
+        )  # fmt: skip
+        return reason
 
-    def _take(self, taken: _Taken, room: int) -> bool:
-        seat, counters, core = taken.seat, self.counters, self.core
-        before = taken.taken
-        head = seat.words.load(seats.HEAD)
-        while taken.taken < head and len(core.records) < room:
-            slot = taken.taken % seat.depth
-            commit = seat.read_line(slot)
-            # The sequencer may close a round inside commit(): the slot is pending before it is known.
-            taken.positions[slot] = _PENDING
-            version = core.version
-            verdict = core.commit(taken.worker, commit.step, taken.number, slot, commit.examples)
-            if verdict is Verdict.AHEAD:
-                break
-            taken.taken += 1
-            if verdict is Verdict.DUPLICATE:
-                taken.positions[slot] = 0
-                counters.duplicates += 1
-                continue
-            counters.pushes += 1
-            if commit.examples:
-                counters.examples += commit.examples
-                if commit.loss == commit.loss:
-                    counters.loss_sum += commit.loss * commit.examples
-                    counters.loss_examples += commit.examples
-                if commit.read_version >= 0:
-                    staleness = max(0, version - commit.read_version)
-                    counters.staleness_sum += staleness
-                    counters.staleness_max = max(counters.staleness_max, staleness)
-        return taken.taken > before
+    def swept(self, moved: bool) -> None:
+        """A pass that the loop had left to Python was made, or could not be: then it is tried again later."""
+        self._desk[drain.BLOCKED] = not moved
+        if moved:
+            self._desk[drain.IDLE_SINCE_NS] = time.monotonic_ns()
 
-    def _free(self) -> None:
-        applied = min([shard.applied for shard in self._shards])
-        freed: list[_Taken] = []
-        for taken in self._seats:
-            tail = start = taken.seat.words.load(seats.TAIL)
-            while tail < taken.taken and _PENDING != taken.positions[tail % taken.seat.depth] <= applied:
-                tail += 1
-            if tail != start:
-                probe.hit("release.before")
-                taken.seat.words.store(seats.TAIL, tail)
-                probe.hit("release.after")
-                freed.append(taken)
-        if freed:
-            fence()
-            for taken in freed:
-                if taken.seat.words.load(seats.WAITING):
-                    taken.seat.words.ring(seats.BELL)
-
-    def _tell_slowest(self) -> None:
-        self._control.general.store(ctl.SLOWEST, self.core.slowest_clock())
-
-    def anything_new(self) -> bool:
-        """One last look before sleeping."""
-        return not self._requests.empty() or any(
-            taken.taken < taken.seat.words.load(seats.HEAD) for taken in self._seats if not taken.closing
-        )
+    def settle(self) -> int:
+        """Admit all that is committed and can be admitted now, and write all that is decided; the version it makes."""
+        head = -1
+        while head != self._control.head:
+            head = self._control.head
+            self._attention.store(0, 1)
+            self.serve(0)
+        return self.core.version
 
     # -- housekeeping, a few times a second ------------------------------------------------------------------
 
@@ -403,9 +370,9 @@ class SequencerLoop:
     def _drop(self, taken: _Taken) -> None:
         path = self._spec.seat_path(taken.number, taken.generation)
         self._seats.remove(taken)
-        del self._by_number[taken.number]
         self._control.seats.store(taken.number * ctl.ROW + ctl.SEAT_STATE, ctl.SEAT_FREE)
-        self._seats_changed()
+        self._count_change()
+        self._map.refresh()
         path.unlink(missing_ok=True)
         self._budget.release(str(path))
 
@@ -426,7 +393,6 @@ class SequencerLoop:
                     for shard in self._shards:
                         shard.words.ring(pub.BELL)
 
-    def _seats_changed(self) -> None:
+    def _count_change(self) -> None:
         general = self._control.general
         general.store(ctl.SEATS_CHANGED, general.load(ctl.SEATS_CHANGED) + 1)
-        self._map.refresh()

@@ -157,7 +157,7 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         if not reader and worker < 0:
             raise ConfigError(f"a worker's number must be at least 0, not {worker}")
         with _coproc_errors():
-            seat, generation, next_step = sequencer.submit(lambda: sequencer.give_seat(worker, depth))
+            seat, generation, next_step = sequencer.join(worker, depth)
         answer = pb.JoinResponse(
             header=_header(engine), seat=seat, generation=generation, slots_count=depth, next_step=next_step
         )

@@ -12,19 +12,15 @@ entries that are still there, which changes nothing unless the sequencer was kil
 from __future__ import annotations
 
 import struct
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from enum import IntEnum
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from coproc import probe
 from storage_tier.errors import CorruptRegion
 from storage_tier.regions import Region, align
-from storage_tier.words import WORD_CODE
 
 ROW = 8  # words in a row of a table: one cache line
 
@@ -80,6 +76,9 @@ class Entry(NamedTuple):
     """How many entries of the same record come after this one."""
 
 
+# Where an entry's words lie, for those who read rows of the log as they are.
+ENTRY_VERSION, ENTRY_KIND, ENTRY_WORKER, ENTRY_STEP, ENTRY_SEAT, ENTRY_SLOT, ENTRY_EXAMPLES, ENTRY_FOLLOWING = range(8)
+
 # Worker table: words of a row.
 PRESENCE, NEXT_STEP, OFFSET = 0, 1, 2
 # Seat table: words of a row.
@@ -100,8 +99,8 @@ class Control:
         at += MAX_WORKERS * 8
         self.seats = region.words(at, MAX_SEATS * ROW)
         at += MAX_SEATS * ROW * 8
-        self._log = region.words(at, LOG_ENTRIES * ROW)
-        self._log_rows = region.array(at, "i8", LOG_ENTRIES * ROW).reshape(LOG_ENTRIES, ROW)
+        # Read and written as rows: below HEAD nothing changes until it is overwritten.
+        self.log = region.array(at, "i8", LOG_ENTRIES * ROW).reshape(LOG_ENTRIES, ROW)
 
     @staticmethod
     def size_bytes() -> int:
@@ -151,35 +150,14 @@ class Control:
     def head_version(self) -> int:
         """The version that the log's last record makes."""
         head = self.head
-        return self._log.load(((head - 1) % LOG_ENTRIES) * ROW) if head else 0
-
-    def append(self, entries: Sequence[Entry]) -> None:
-        """Commit whole records; atomic, durable against SIGKILL once it returns. Sequencer only. Never blocks.
-
-        The caller sees to it that they fit: `LOG_ENTRIES` less `APPEND_ENTRIES` behind the slowest shard is the
-        limit; and that they are `APPEND_ENTRIES` at most.
-        """
-        head = self.head
-        start = head % LOG_ENTRIES
-        fit = min(len(entries), LOG_ENTRIES - start)
-        self._write(start, entries[:fit])
-        self._write(0, entries[fit:])
-        probe.hit("log.append.before")
-        self.general.store(HEAD, head + len(entries))
-        probe.hit("log.append.after")
-        for entry in entries:
-            self._sum(entry)
-
-    def _write(self, row: int, entries: Sequence[Entry]) -> None:
-        if entries:
-            self._log.store_row(row * ROW, array(WORD_CODE, chain.from_iterable(entries)))
+        return int(self.log[(head - 1) % LOG_ENTRIES, ENTRY_VERSION]) if head else 0
 
     def entries(self, start: int, stop: int) -> list[Entry]:
         """The committed entries at positions [start, stop), which must still be in the log."""
         first, last = start % LOG_ENTRIES, stop % LOG_ENTRIES
         if start == stop:
             return []
-        rows = self._log_rows[first:last] if first < last else np.roll(self._log_rows, -first, 0)[: stop - start]
+        rows = self.log[first:last] if first < last else np.roll(self.log, -first, 0)[: stop - start]
         return [Entry._make(row) for row in rows.tolist()]
 
     def replay(self) -> None:

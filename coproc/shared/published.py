@@ -4,7 +4,8 @@
 
 A sweep reads the front (the buffer and bank that PUB names) and writes the back: another buffer, the other bank.
 Storing PUB, one 8-byte store after a fence, makes all of it the front at once: parameters, state, position in
-the log, and count of updates. What was not published did not happen, so a restart needs no recovery.
+the log, and count of updates (`coproc.server.passes`). What was not published did not happen, so a restart needs
+no recovery.
 
 A reader pins a version (a word of its seat), fences, and then looks whether the shard still has that version;
 the server marks a buffer as gone, fences, and then looks whether somebody pinned it. One of the two sees the
@@ -13,7 +14,6 @@ other, so no reader's view is ever overwritten.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 
 from coproc.shared.control import ROW
 from storage_tier.regions import Region, align
-from storage_tier.words import fence
 
 PUB, COPY_ONLY, APPLIED, FAILED = 0, 1, 2, 3
 BELL = 8  # rung by the server when it has published
 SLEEPING = 16
 WAKE = 24  # rung by the sequencer when the log has grown
 VERSIONS = 32  # version held by each buffer
-_BANKS = 48
+BANKS = 48
 _WORDS = 64
 MAX_BUFFERS = 16
 GONE = -1
@@ -79,7 +78,7 @@ class Published:
         shard.buffers[0][:] = params
         for buffer in range(1, buffers):
             shard.words.store(VERSIONS + buffer, GONE)
-        shard.words.store(_BANKS + RATE, learning_rate)
+        shard.words.store(BANKS + RATE, learning_rate)
         return shard
 
     @classmethod
@@ -99,13 +98,13 @@ class Published:
 
     def bank_words(self, bank: int) -> tuple[int, int, int]:
         """(position in the log, count of updates, bits of the learning rate) of a bank."""
-        position, updates, rate = self.words.row(_BANKS + bank * ROW, 3)
+        position, updates, rate = self.words.row(BANKS + bank * ROW, 3)
         return position, updates, rate
 
     @property
     def kept_from(self) -> int:
         """Log position that the published version starts to read from after a restart."""
-        return self.words.load(_BANKS + (self.words.load(PUB) & 1) * ROW + POSITION)
+        return self.words.load(BANKS + (self.words.load(PUB) & 1) * ROW + POSITION)
 
     @property
     def applied(self) -> int:
@@ -119,44 +118,11 @@ class Published:
                 return self.buffers[buffer]
         return None
 
-    def claim_back(self, held: list[int], pins: Callable[[], list[int]]) -> int | None:
-        """Choose a buffer for the next version and mark it as going, or None if readers hold them all.
-
-        A mark keeps the version's number (as ``-2 - version``), so that a server killed right here does not
-        forget at restart who may be looking. Server only.
-
-        Args:
-            held: the versions that readers held a moment ago.
-            pins: asks again, after the mark is visible.
-        """
-        _, front, _ = self.front()
-        for buffer in range(self.buffer_count):
-            version = self.words.load(VERSIONS + buffer)
-            known = version if version >= GONE else -2 - version
-            if buffer == front or known in held:
-                continue
-            self.words.store(VERSIONS + buffer, -2 - known if known >= 0 else GONE)
-            fence()
-            if known not in pins():
-                return buffer
-            self.words.store(VERSIONS + buffer, version)
-        return None
-
     def forget_unpublished(self) -> None:
         """After a restart: a buffer that says it holds more than was published holds nothing. Server only."""
         for buffer in range(self.buffer_count):
             if self.words.load(VERSIONS + buffer) > self.version:
                 self.words.store(VERSIONS + buffer, GONE)
-
-    def publish(self, version: int, buffer: int, bank: int, position: int, updates: int, rate: int) -> None:
-        """Make a written buffer and bank the front. Atomic; the streamed stores of the sweep are fenced first."""
-        at = _BANKS + bank * ROW
-        self.words.store(at + POSITION, position)
-        self.words.store(at + UPDATES, updates)
-        self.words.store(at + RATE, rate)
-        self.words.store(VERSIONS + buffer, version)
-        fence()
-        self.words.store(PUB, version << 8 | buffer << 1 | bank)
 
     def close(self) -> None:
         """Unmap. Idempotent."""

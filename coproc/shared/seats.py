@@ -12,16 +12,16 @@ storing CLOSED, fence, and one more look at HEAD: whatever the holder believes c
 from __future__ import annotations
 
 import os
-from array import array
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coproc.shared.control import ROW, float_to_word, word_to_float
+from coproc.shared.control import ROW, word_to_float
 from storage_tier.regions import Region, align
-from storage_tier.words import WORD_CODE
+from storage_tier.words import WORD_BYTES
 
 # Written by the holder.
 HEAD, PIN, TAKEN, WAITING = 0, 1, 2, 3
@@ -31,6 +31,8 @@ TAIL, CLOSED = 16, 17
 BELL = 24
 _WORDS = 64
 NO_PIN = -1
+# A `Commit` in the words of a slot's line. It may be written in pieces: HEAD, stored later, makes it visible.
+_LINE = struct.Struct("=qqqd")
 
 
 class Commit(NamedTuple):
@@ -52,11 +54,12 @@ class Seat:
         self.depth = depth
         self.words = region.words(0, _WORDS)
         self._lines = region.words(_WORDS * 8, depth * ROW) if depth else None
+        self._line_bytes = memoryview(region.array(_WORDS * 8, np.uint8, depth * ROW * WORD_BYTES).data)
         start = align(_WORDS * 8 + depth * ROW * 8, 4096)
         # Five lines of padding, so that the slots' streams do not fall on the same offset of a page.
-        stride = align(size * 4) + 5 * 64
+        self.stride_bytes = align(size * 4) + 5 * 64
         self.slots: list[NDArray[np.float32]] = [
-            region.array(start + i * stride, np.float32, size) for i in range(depth)
+            region.array(start + i * self.stride_bytes, np.float32, size) for i in range(depth)
         ]
 
     @staticmethod
@@ -65,13 +68,13 @@ class Seat:
         return align(align(_WORDS * 8 + depth * ROW * 8, 4096) + depth * (align(size * 4) + 5 * 64), 4096)
 
     @classmethod
-    def create(cls, path: Path, depth: int, size: int) -> Seat:
-        """Create the region, fully allocated. Server only.
+    def allocate(cls, directory: Path, depth: int, size: int) -> Seat:
+        """The memory of a seat below `directory`, nobody's until its region is linked. Server only.
 
         Raises:
             OutOfMemory: the tmpfs has no room.
         """
-        seat = cls(Region.create(path, cls.size_bytes(depth, size), "seat"), depth, size)
+        seat = cls(Region.allocate(directory, cls.size_bytes(depth, size), "seat"), depth, size)
         seat.words.store(PIN, NO_PIN)
         return seat
 
@@ -90,14 +93,18 @@ class Seat:
 
     def write_line(self, slot: int, step: int, examples: int, read_version: int, loss: float) -> None:
         """Describe the gradient in `slot`; part of a commit, before HEAD is stored."""
-        assert self._lines is not None
-        self._lines.store_row(slot * ROW, array(WORD_CODE, (step, examples, read_version, float_to_word(loss))))
+        _LINE.pack_into(self._line_bytes, slot * ROW * WORD_BYTES, step, examples, read_version, loss)
 
     def read_line(self, slot: int) -> Commit:
         """What the holder wrote about the gradient in `slot`."""
         assert self._lines is not None
         step, examples, read_version, loss = self._lines.row(slot * ROW, 4)
         return Commit(step, examples, read_version, word_to_float(loss))
+
+    @property
+    def lines_address(self) -> int:
+        """Where the slots' lines lie in this process's memory, 0 without slots: for compiled code."""
+        return self._lines.address if self._lines is not None else 0
 
     @property
     def free_slots(self) -> int:

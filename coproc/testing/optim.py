@@ -177,6 +177,11 @@ class OptimizerSuite:
             "add the optimizer to CASES and its formula in float64 to FORMULAS"
         )
 
+    @each_case
+    def test_constants_that_do_not_count_updates_are_the_same_for_all(self, optimizer: Optimizer) -> None:
+        same = all(optimizer.constants(n, 0.1) == optimizer.constants(1, 0.1) for n in (2, 3, 10, 1000))
+        assert same or optimizer.counts_updates
+
     # -- what it computes
 
     @each_case

@@ -3,19 +3,73 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from coproc import descent
 from coproc.consistency import Asp, Bsp, Ssp
-from coproc.descent import SWEEP_WIDTH, Sequencer, Verdict, plan_sweep
+from coproc.descent import SWEEP_WIDTH, Verdict
 from coproc.shared.control import Entry, Kind, Presence
+
+
+class Sequencer(descent.Sequencer):
+    """Moves what was decided into a list after each event."""
+
+    def __init__(self, consistency, version, ledger=(), records=None):
+        super().__init__(consistency, version, ledger)
+        self.log = [] if records is None else records
+
+    def commit(self, *args):
+        verdict = super().commit(*args)
+        self.log += self.take()
+        return verdict
+
+    def join(self, worker):
+        super().join(worker)
+        self.log += self.take()
+
+    def leave(self, worker):
+        super().leave(worker)
+        self.log += self.take()
 
 
 def sequencer(consistency, log):
     return Sequencer(consistency, 0, records=log)
+
+
+@dataclass
+class Plan:
+    updates: list
+    version: int
+    position: int
+    learning_rate_word: int | None
+
+
+def plan_sweep(entries, position, version, pinned):
+    """A pass over a log whose entries from `position` on are given."""
+    log = np.zeros((512, 8), np.int64)
+    for i, e in enumerate(entries[:512]):
+        log[(position + i) % 512] = e
+    plan = np.zeros(descent.PLAN_WORDS, np.int64)
+    pins = np.array([*pinned, 0], np.int64)
+    head = position + len(entries)
+    descent.plan_sweep(log, position, head, version, pins, len(pinned), SWEEP_WIDTH, plan)
+    stop = int(plan[descent.POSITION])
+    updates, i = [], 0
+    while i < stop - position:
+        size = entries[i].following + 1
+        members = [e for e in entries[i : i + size] if e.kind == Kind.DESCEND and e.examples]
+        updates += [members] if members else []
+        i += size
+    assert len(updates) == plan[descent.UPDATES]
+    assert max(map(len, updates), default=0) == plan[descent.MEMBERS]
+    rate = int(plan[descent.RATE]) if plan[descent.HAS_RATE] else None
+    return Plan(updates, int(plan[descent.NEXT_VERSION]), stop, rate)
 
 
 def gradients(log):
@@ -212,7 +266,16 @@ def test_after_a_restart_a_held_gradient_of_who_has_left_is_held_again():
     core = Sequencer(Bsp(workers=2), 3, [(0, Presence.JOINED, 3, 0), (1, Presence.LEFT, 2, 1)])
     assert core.commit(1, 2, 1, 0, 5) is Verdict.ADMITTED
     assert core.commit(0, 3, 0, 0, 5) is Verdict.ADMITTED
-    assert gradients(core.records) == [(0, 3), (1, 2)]
+    assert gradients(core.log) == [(0, 3), (1, 2)]
+
+
+def test_after_a_restart_a_round_waits_for_what_is_in_the_seat_of_who_has_left():
+    core = Sequencer(Bsp(workers=2), 3, [(0, Presence.JOINED, 3, 0), (1, Presence.LEFT, 2, 1)])
+    core.owe(1)
+    assert core.commit(0, 3, 0, 0, 5) is Verdict.ADMITTED
+    assert core.missing() == [1]
+    assert core.commit(1, 2, 1, 0, 5) is Verdict.ADMITTED
+    assert gradients(core.log) == [(0, 3), (1, 2)]
 
 
 OPERATIONS = st.lists(

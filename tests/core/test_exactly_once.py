@@ -95,7 +95,7 @@ def test_two_live_twins(client, cluster, name, shards):
 
 
 WORKER_POINTS = sorted(point for point in probe.POINTS if point.startswith("push."))
-SERVER_POINTS = sorted(probe.POINTS - set(WORKER_POINTS))
+SERVER_POINTS = sorted(set(probe.POINTS) - set(WORKER_POINTS))
 
 
 @pytest.mark.parametrize("point", WORKER_POINTS)
@@ -142,7 +142,7 @@ class Threads:
 @pytest.mark.parametrize("consistency", [coproc.Asp(), coproc.Bsp(workers=2)], ids=["asp", "bsp"])
 def test_a_server_killed_at(name, point, consistency):
     with (
-        coproc.LocalCluster(environment={"COPROC_FAILPOINT": f"{point}:13"}) as cluster,
+        coproc.LocalCluster(environment={"COPROC_FAILPOINT": f"{point}:5"}) as cluster,
         coproc.connect(cluster.address) as client,
     ):
         model = create(client, name, consistency=consistency)
@@ -170,7 +170,7 @@ def test_a_server_killed_at(name, point, consistency):
 def test_one_of_two_servers_killed_at(name, point, victim):
     with coproc.LocalCluster(servers=2) as cluster:
         server = cluster.servers[victim]
-        server.environment["COPROC_FAILPOINT"] = f"{point}:9"
+        server.environment["COPROC_FAILPOINT"] = f"{point}:5"
         server.restart()
         with coproc.connect(cluster.address) as client:
             model = create(client, name, shards=2)

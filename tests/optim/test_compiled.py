@@ -13,7 +13,7 @@ import numba
 import numpy as np
 import pytest
 
-from coproc import optim
+from coproc import jit, optim
 from coproc.optim import base, compiled
 from coproc.optim.base import Row
 
@@ -157,11 +157,11 @@ def test_warm_compiles_all_that_follows() -> None:
 # ---- the cache
 
 COMPILE = (
-    "from coproc import optim; from coproc.optim import compiled\n"
+    "from coproc import jit, optim; from coproc.optim import compiled\n"
     "optimizer = optim.SGD(learning_rate=1.0)\n"
     "optim.warm(optimizer, [(1, 2)], True)\n"
     "stats = optim.compile_sweep(optimizer).stats\n"
-    "print(compiled.cache_directory(), sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))"
+    "print(jit.cache_directory(compiled.sources()), sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))"
 )
 
 
@@ -215,7 +215,7 @@ def roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
 
 
 def test_the_first_place_is_taken(roots: tuple[Path, Path]) -> None:
-    found = compiled.cache_directory()
+    found = jit.cache_directory(compiled.sources())
     assert found is not None
     assert found.parent == roots[0]
 
@@ -239,7 +239,7 @@ def a_file(root: Path) -> None:
 @pytest.mark.parametrize("spoil", [others_may_write, link_elsewhere, a_file])
 def test_a_place_that_is_not_ours_alone_is_not_used(roots: tuple[Path, Path], spoil: Callable[[Path], None]) -> None:
     spoil(roots[0])
-    found = compiled.cache_directory()
+    found = jit.cache_directory(compiled.sources())
     assert found is not None
     assert found.parent == roots[1]
 
@@ -252,17 +252,17 @@ def test_a_place_of_another_user_is_not_used(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     other = os.geteuid() + 1
     monkeypatch.setattr(os, "geteuid", lambda: other)
-    assert compiled.cache_directory() is None
+    assert jit.cache_directory(compiled.sources()) is None
 
 
 def test_changed_sources_have_another_directory(
     roots: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    before = compiled.cache_directory()
+    before = jit.cache_directory(compiled.sources())
     changed = tmp_path / "lion.py"
     changed.write_text("# one optimizer more\n")
     monkeypatch.setattr(base, "sources", lambda: [*Path(base.__file__).parent.glob("*.py"), changed])
-    after = compiled.cache_directory()
+    after = jit.cache_directory(compiled.sources())
     assert before is not None
     assert after is not None
     assert before != after

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,79 +11,60 @@ import numba
 import numpy as np
 import pytest
 
-from storage_tier.intrinsics import (
-    atomic_add,
-    compare_and_swap,
-    fence,
-    get_line,
-    load_acquire,
-    put_line,
-    store_release,
-    weighted_sum_line,
-)
+from storage_tier import intrinsics as shared_intrinsics
+from storage_tier.intrinsics import fence, get_line, load_acquire, put_line, store_release, weighted_sum_line
+from storage_tier.words import Words
+
+intrinsics: Any = shared_intrinsics
 
 jit = numba.njit(nogil=True, error_model="numpy")
 PATIENCE = 1 << 33  # turns of a waiting loop before it gives up: seconds, not for ever
-WORD, OTHER_WORD = 0, 8  # not in one cache line
+WORD, OTHER_WORD = 0, 64  # bytes; not in one cache line
 
 
 @jit
-def add_many(words: Any, times: int) -> None:
-    for _ in range(times):
-        atomic_add(words, WORD, 1)
-
-
-@jit
-def swap_many(words: Any, times: int) -> None:
-    for _ in range(times):
-        while True:
-            found = load_acquire(words, WORD)
-            if compare_and_swap(words, WORD, found, found + 1) == found:
-                break
-
-
-@jit
-def await_word(words: Any, index: int, value: int) -> bool:
+def await_word(address: int, value: int) -> bool:
     for _ in range(PATIENCE):  # noqa: SIM110 (no generators in compiled code)
-        if load_acquire(words, index) == value:
+        if load_acquire(address) == value:
             return True
     return False
 
 
 @jit
-def send(words: Any, payload: Any, times: int) -> bool:
+def send(words: int, payload: Any, times: int) -> bool:
     for n in range(1, times + 1):
         payload[0] = n
         payload[1] = -n
-        store_release(words, WORD, n)
-        if not await_word(words, OTHER_WORD, n):
+        store_release(words + WORD, n)
+        if not await_word(words + OTHER_WORD, n):
             return False
     return True
 
 
 @jit
-def receive(words: Any, payload: Any, times: int, torn: Any) -> bool:
+def receive(words: int, payload: Any, times: int, torn: Any) -> bool:
     for n in range(1, times + 1):
-        if not await_word(words, WORD, n):
+        if not await_word(words + WORD, n):
             return False
         if payload[0] != n or payload[1] != -n:
             torn[0] += 1
-        store_release(words, OTHER_WORD, n)
+        store_release(words + OTHER_WORD, n)
     return True
 
 
 @jit
-def cross(words: Any, mine: int, theirs: int, meet: int, times: int, seen: Any) -> bool:
+def cross(mine: int, theirs: int, my_turn: int, their_turn: int, times: int, seen: Any) -> bool:
     """Store mine, then look at theirs: what was seen, a round. Both start and end a round together."""
     for n in range(1, times + 1):
-        atomic_add(words, meet, 1)
-        if not await_word(words, meet, 2 * n):
+        # The other may be at the end of the round already, but never in the next one.
+        store_release(my_turn, n)
+        if not await_word(their_turn, n):
             return False
-        store_release(words, mine, n)
+        store_release(mine, n)
         fence()
-        seen[n - 1] = load_acquire(words, theirs)
-        atomic_add(words, meet + 8, 1)
-        if not await_word(words, meet + 8, 2 * n):
+        seen[n - 1] = load_acquire(theirs)
+        store_release(my_turn + 64, n)
+        if not await_word(their_turn + 64, n):
             return False
     return True
 
@@ -102,57 +84,71 @@ def together(*calls: Callable[[], Any]) -> list[Any]:
     return results
 
 
-@pytest.mark.parametrize("many", [add_many, swap_many])
-def test_no_addition_is_lost(many: Callable[[Any, int], None]) -> None:
-    words = np.zeros(16, np.int64)
-    many(words, 0)  # compiled before the race
-    together(*[lambda: many(words, 200_000)] * 3)
-    assert words[WORD] == 600_000
-
-
-def test_what_was_found_is_returned() -> None:
-    @jit
-    def run(words: Any) -> tuple[int, int, int]:
-        return atomic_add(words, 0, 5), compare_and_swap(words, 0, 7, 9), compare_and_swap(words, 0, 8, 10)
-
-    words = np.array([2], np.int64)
-    assert run(words) == (2, 7, 9)
-    assert words[0] == 9
-
-
 def test_a_word_brings_with_it_what_was_written_before() -> None:
     words, payload, torn = np.zeros(16, np.int64), np.zeros(2, np.int64), np.zeros(1, np.int64)
-    send(words, payload, 0)
-    receive(words, payload, 0, torn)
+    address = words.ctypes.data
+    send(address, payload, 0)
+    receive(address, payload, 0, torn)
     # A loop that hoisted its load would never see the other's store, and give up.
-    assert together(lambda: send(words, payload, 500), lambda: receive(words, payload, 500, torn)) == [
-        True,
-        True,
-    ]
+    assert together(lambda: send(address, payload, 500), lambda: receive(address, payload, 500, torn)) == [True, True]
     assert torn[0] == 0
 
 
 def test_with_a_fence_one_of_two_sees_the_other() -> None:
     times = 500
-    words = np.zeros(40, np.int64)
+    words = np.zeros(64, np.int64)
+    first, second, one, other = (words.ctypes.data + 64 * line for line in (0, 1, 2, 5))
     seen = [np.zeros(times, np.int64) for _ in range(2)]
-    cross(words, 0, 8, 16, 0, seen[0])
-    assert together(lambda: cross(words, 0, 8, 16, times, seen[0]), lambda: cross(words, 8, 0, 16, times, seen[1])) == [
-        True,
-        True,
-    ]
+    cross(first, second, one, other, 0, seen[0])
+    assert together(
+        lambda: cross(first, second, one, other, times, seen[0]),
+        lambda: cross(second, first, other, one, times, seen[1]),
+    ) == [True, True]
     rounds = np.arange(1, times + 1)
     missed = (seen[0] < rounds) & (seen[1] < rounds)
     assert not missed.any()
 
 
-def test_words_of_another_type_are_refused() -> None:
-    @jit
-    def run(words: Any) -> int:
-        return load_acquire(words, 0)  # type: ignore[no-any-return]
+@jit
+def sleep(bell: int, seen: int, timeout_ns: int, pair: Any) -> int:
+    begun = intrinsics.monotonic_ns(pair)
+    intrinsics.wait(bell, seen, timeout_ns, pair)
+    return intrinsics.monotonic_ns(pair) - begun  # type: ignore[no-any-return]
 
-    with pytest.raises(numba.TypingError):
-        run(np.zeros(1, np.float64))
+
+@jit
+def ring_it(bell: int) -> None:
+    intrinsics.ring(bell)
+
+
+def test_a_bell_wakes_across_languages_and_a_wait_ends_by_itself() -> None:
+    words = Words(np.zeros(64, np.uint8), 0, 8)
+    pair = np.zeros(2, np.int64)
+    assert sleep(words.address, 1, 10**12, pair) < 10**11  # it shows something else
+    assert sleep(words.address, 0, 20_000_000, pair) >= 19_000_000
+    woken = together(lambda: sleep(words.address, 0, 60 * 10**9, np.zeros(2, np.int64)), lambda: words.ring(0))
+    assert woken[0] < 50 * 10**9
+    before = words.load(0)
+    ring_it(words.address)
+    assert words.load(0) == before + 1
+    assert abs(_now(pair) - time.monotonic_ns()) < 10**9
+
+
+@jit
+def _now(pair: Any) -> int:
+    return intrinsics.monotonic_ns(pair)  # type: ignore[no-any-return]
+
+
+@jit
+def at_addresses(row: int, number: int, size: int) -> float:
+    intrinsics.row_at(row, size)[1] = 5
+    return intrinsics.load_float(number)  # type: ignore[no-any-return]
+
+
+def test_rows_and_numbers_are_found_by_address() -> None:
+    row, number = np.zeros(3, np.float32), np.array([0.1])
+    assert at_addresses(row.ctypes.data, number.ctypes.data, 3) == 0.1
+    assert row.tolist() == [0, 5, 0]
 
 
 # ---- lines

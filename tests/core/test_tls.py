@@ -1,0 +1,163 @@
+"""TLS from end to end: `coproc serve` with a certificate, clients that trust it, and those that do not fit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import coproc
+from storage_tier.wire import TlsClient
+
+# Made for these tests and used nowhere else, valid from 2020 to 2120: an authority whose key was thrown away, a
+# certificate of it for 127.0.0.1 and localhost with its key, and an authority that has signed nothing.
+AUTHORITY = """\
+-----BEGIN CERTIFICATE-----
+MIIBVjCB/aADAgECAhRpiEgcv7knbdaV8QTL/TwTtHgrcDAKBggqhkjOPQQDAjAg
+MR4wHAYDVQQDDBVjb3Byb2MgdGVzdCBhdXRob3JpdHkwIBcNMjAwMTAxMDAwMDAw
+WhgPMjEyMDAxMDEwMDAwMDBaMCAxHjAcBgNVBAMMFWNvcHJvYyB0ZXN0IGF1dGhv
+cml0eTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABD/dbayMkDFxGXIkHTPDIU1L
+TbQxp8+MsfvVNANf0bEGGlJXz+Xn5uUFMwPAaspH+jANTvn/5WGwUioL2pcRh3Wj
+EzARMA8GA1UdEwEB/wQFMAMBAf8wCgYIKoZIzj0EAwIDSAAwRQIgfA31ayZI3g8H
+/vHD2Wu8hR/XYs/vivEIUrjQeR0uXR0CIQCXMQ3dEGBTHiZVAb/R1AoTTw9XlinH
+ksjGKhZoU2FLCQ==
+-----END CERTIFICATE-----
+"""
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBbTCCAROgAwIBAgIUZvvdPIwaNl8U+EYwtECyeCJqRAgwCgYIKoZIzj0EAwIw
+IDEeMBwGA1UEAwwVY29wcm9jIHRlc3QgYXV0aG9yaXR5MCAXDTIwMDEwMTAwMDAw
+MFoYDzIxMjAwMTAxMDAwMDAwWjAdMRswGQYDVQQDDBJjb3Byb2MgdGVzdCBzZXJ2
+ZXIwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAQ8yNvNRzdy0Sj0CmsKcWYU9i4i
+Bz7v/+2D6gIk288TNBaMSEdVWKHvQpsxF8g0XtcNlWWugbgEG20DN4GZV2uWoyww
+KjAMBgNVHRMBAf8EAjAAMBoGA1UdEQQTMBGHBH8AAAGCCWxvY2FsaG9zdDAKBggq
+hkjOPQQDAgNIADBFAiBTpA9jiTKzmfpeHCpSkXCcegudFR3oKs/b+7nvJQQ1RAIh
+AINEXvC20hV9VuZ943ZZbeX2boTAGDkU+EZMl0p1wWI3
+-----END CERTIFICATE-----
+"""
+KEY = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgZgOgBvRuDp1SMDqz
+ozOE6MuEfZKroI0KU1PAqD7HXp6hRANCAAQ8yNvNRzdy0Sj0CmsKcWYU9i4iBz7v
+/+2D6gIk288TNBaMSEdVWKHvQpsxF8g0XtcNlWWugbgEG20DN4GZV2uW
+-----END PRIVATE KEY-----
+"""
+STRANGER = """\
+-----BEGIN CERTIFICATE-----
+MIIBTjCB9aADAgECAhQ+SJR/mSmzTFV9A/ZSaTEjMpmp1TAKBggqhkjOPQQDAjAc
+MRowGAYDVQQDDBFhbm90aGVyIGF1dGhvcml0eTAgFw0yMDAxMDEwMDAwMDBaGA8y
+MTIwMDEwMTAwMDAwMFowHDEaMBgGA1UEAwwRYW5vdGhlciBhdXRob3JpdHkwWTAT
+BgcqhkjOPQIBBggqhkjOPQMBBwNCAASre5CSbTPzlwkQGmDoraxe+NoCcPGJpOn5
+bdMOfTXbTXc78rE0YeuraGFNlkY1pq8AGVsRJAc0y6IKhL/YQA7JoxMwETAPBgNV
+HRMBAf8EBTADAQH/MAoGCCqGSM49BAMCA0gAMEUCIQCejt84/f9gHpAqygBY7xBm
+LypCL3ckMrkQAMsWKLbtYAIgV+zhLPvtZGDCjNWDqXuxEvRIyamcZUvbzy4D4ATr
+geM=
+-----END CERTIFICATE-----
+"""
+TOKEN = "right-token"
+TIMEOUT_S = 5.0
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tls")
+    for name, text in (("authority", AUTHORITY), ("certificate", CERTIFICATE), ("key", KEY), ("stranger", STRANGER)):
+        (path / f"{name}.pem").write_text(text)
+    return path
+
+
+def serve(directory, files):
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "coproc", "serve", "--dir", str(directory), "--memory", "64m"),
+            *("--tls-certificate", str(files / "certificate.pem"), "--tls-key", str(files / "key.pem")),
+            *("--tls-authority", str(files / "authority.pem")),
+        ],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "COPROC_TOKEN": TOKEN},
+    )  # fmt: skip
+    return process, process.stdout.readline().removeprefix("ready coproc://").strip()
+
+
+@pytest.fixture(scope="module")
+def address(files):
+    """Two servers: they talk to each other by TLS too."""
+    directory = Path(tempfile.mkdtemp(prefix="coproc-test-tls-", dir="/dev/shm"))
+    started = [serve(directory / f"server-{n}", files) for n in range(2)]
+    yield "coproc://" + ",".join(server for _, server in started)
+    for process, _ in started:
+        process.send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=30)[1] for process, _ in started]
+    shutil.rmtree(directory)
+    assert [process.returncode for process, _ in started] == [0, 0], said
+
+
+@pytest.fixture(scope="module")
+def trusting(files):
+    return TlsClient(files / "authority.pem")
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_a_model_lives_behind_tls(address, trusting, name, near):
+    with coproc.connect(address, token=TOKEN, tls=trusting, near=None if near else False) as client:
+        assert client.near is near
+        first = np.arange(1000, dtype=np.float32)
+        model = client.create_model(name, params={"w": first}, optimizer=coproc.optim.SGD(1.0), shards=2)
+        assert len({place.server for place in model.spec.shards}) == 2
+        with model.join(worker=0) as worker:
+            for step in range(3):
+                assert worker.push({"w": np.ones(1000)})[:2] == (step, False)
+                pulled = worker.pull(min_version=step + 1, timeout_s=30)
+                assert pulled.version == step + 1
+                np.testing.assert_array_equal(pulled.params["w"], first - (step + 1))
+        snapshot = model.snapshot()
+        assert snapshot.version == 3
+        np.testing.assert_array_equal(snapshot.params["w"], first - 3)
+        assert client.models() == [name]
+        model.delete()
+
+
+def refused(kind, address, **how):
+    """What `connect` says; it must say it within its time."""
+    began = time.monotonic()
+    with pytest.raises(kind) as error:
+        coproc.connect(address, timeout_s=TIMEOUT_S, **how)
+    assert time.monotonic() - began < 2 * TIMEOUT_S  # two servers are looked for, one after the other
+    return str(error.value)
+
+
+@pytest.mark.parametrize("near", [None, False])
+def test_a_client_without_tls_gets_nothing(address, near):
+    said = refused(coproc.Unreachable, address, token=TOKEN, near=near)
+    assert f"nobody can be reached at {address}" in said
+
+
+@pytest.mark.parametrize("near", [None, False])
+@pytest.mark.parametrize("trusts", ["a stranger", "who is known to the world", "the authority, for another host"])
+def test_a_client_that_does_not_trust_the_servers_says_why(address, files, trusts, near):
+    tls = {
+        "a stranger": TlsClient(files / "stranger.pem"),
+        "who is known to the world": TlsClient(),
+        "the authority, for another host": TlsClient(files / "authority.pem", server_name="elsewhere"),
+    }[trusts]
+    said = refused(coproc.Unreachable, address, token=TOKEN, tls=tls, near=near)
+    assert f"nobody can be reached at {address}" in said
+    assert ("Hostname" if tls.server_name else "CERTIFICATE_VERIFY_FAILED") in said
+
+
+def test_trust_does_not_replace_the_token(address, trusting):
+    assert "the token is not the one" in refused(coproc.Unauthenticated, address, token="wrong", tls=trusting)
+    assert "none was given" in refused(coproc.Unauthenticated, address, tls=trusting)
+
+
+def test_a_client_that_wants_tls_takes_nothing_less(cluster, trusting):
+    said = refused(coproc.Unreachable, cluster.address, tls=trusting)
+    assert f"nobody can be reached at {cluster.address}" in said
