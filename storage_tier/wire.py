@@ -73,10 +73,13 @@ class TlsServer:
     """When given, clients must show a certificate of this authority."""
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Read the files now."""
-        pair = (Path(self.key).read_bytes(), Path(self.certificate).read_bytes())
-        ca = Path(self.client_ca).read_bytes() if self.client_ca else None
-        return grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
+        """Read the files now.
+
+        Raises:
+            InvalidRequest: one can't be read, or is not PEM.
+        """
+        key, certificate, ca = (_pem(path) for path in (self.key, self.certificate, self.client_ca))
+        return grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=ca is not None)
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,25 @@ class TlsClient:
     """The name to expect in the certificate, when it is not the host of the address."""
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Read the files now."""
-        ca, key, certificate = (
-            Path(path).read_bytes() if path else None for path in (self.ca, self.key, self.certificate)
-        )
+        """Read the files now.
+
+        Raises:
+            InvalidRequest: one can't be read, or holds nothing of the kind.
+        """
+        ca, key, certificate = (_pem(path) for path in (self.ca, self.key, self.certificate))
         return grpc.ssl_channel_credentials(ca, key, certificate)
+
+
+def _pem(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise errors.InvalidRequest(f"the TLS file {path} can't be read: {error.strerror}") from None
+    if b"-----BEGIN " not in text:
+        raise errors.InvalidRequest(f"the TLS file {path} is not PEM: it has no line that begins with -----BEGIN")
+    return text
 
 
 def parse_address(address: str) -> list[tuple[str, int]]:
@@ -291,7 +308,8 @@ class ErrorTable:
         internal = self._plain[grpc.StatusCode.INTERNAL]
         if code == grpc.StatusCode.UNAVAILABLE:
             raise self._plain[code](
-                f"no server answers{where}: it is not running, still starting, or not reachable from here ({details})"
+                f"no server answers{where}: it is not running, still starting, not reachable from here, or one side "
+                f"speaks TLS and the other does not ({details})"
             ) from None
         if code == grpc.StatusCode.CANCELLED:
             raise self._plain[grpc.StatusCode.UNAVAILABLE](f"the call{where} was cancelled ({details})") from None

@@ -138,6 +138,16 @@ def refused(kind, address, **how):
 def test_a_client_without_tls_gets_nothing(address, near):
     said = refused(coproc.Unreachable, address, token=TOKEN, near=near)
     assert f"nobody can be reached at {address}" in said
+    assert "one side speaks TLS" in said
+
+
+@pytest.mark.parametrize("content", [None, "no certificate\n"], ids=["missing", "not PEM"])
+def test_an_authority_that_cannot_be_read_is_named(address, tmp_path, content):
+    path = tmp_path / "authority.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(coproc.ConfigError, match=r"authority\.pem"):
+        coproc.connect(address, tls=TlsClient(ca=path))
 
 
 @pytest.mark.parametrize("near", [None, False])
