@@ -2,7 +2,7 @@
 
 *examples/s*: the 784-1024-1024-10 network on handwritten digits, two workers as Spark tasks, synchronous, Adam;
 against the same worker loop in the same tasks without any exchange: parameters that never change, gradients that go
-nowhere. In turns, a job each.
+nowhere. In turns, a job of one epoch each, as a training's groups are by default.
 
 *freed*: a training with one worker fewer than there are task slots, and a second job of short tasks that only count:
 the share of all executor time that the second job got, where a gang of tasks on all slots would leave it none.
@@ -40,7 +40,6 @@ WORKERS = 2
 BATCH_SIZES = (128, 512)
 OF_GRADIENTS_AT_LEAST = {128: 0.85}
 DIGITS = Path("../shared/data/mnist_train.parquet")
-GROUP_EXAMPLES = 128 * 100
 COUNT_TASK_S = 0.05
 
 COPROC, ALONE, FREED = "coproc", "gradients only", "second job"
@@ -151,8 +150,9 @@ class _Training:
         self._ingested = ingested
         self._batch_size = batch_size
         self._workers = workers
-        self._pushes = max(2, GROUP_EXAMPLES // batch_size)
-        self.examples = self._pushes * batch_size * workers
+        self._epoch = min(part.rows for part in ingested.partitions) // batch_size
+        """Steps of an epoch, which is a group by default: whole batches only, so that every push is the same work."""
+        self.examples = self._epoch * batch_size * workers
         self._step = 0
         self._mode = load("coproc").start(
             ModeSettings(
@@ -167,8 +167,6 @@ class _Training:
 
     def tasks(self, pushes: int) -> list[WorkerTask]:
         """The next group of every worker."""
-        rows = min(part.rows for part in self._ingested.partitions)
-        per_epoch = rows // self._batch_size  # whole batches only: every push is the same work
         return [
             WorkerTask(
                 run="bench",
@@ -181,7 +179,7 @@ class _Training:
                     batch_size=self._batch_size,
                     scale=255.0,
                 ),
-                pushes_per_epoch=per_epoch,
+                pushes_per_epoch=self._epoch,
                 until_step=self._step + pushes,
                 end_step=1 << 40,
             )
@@ -190,13 +188,13 @@ class _Training:
 
     def group(self, pool: SparkPool, contestant: str) -> float:
         """Seconds of the slowest worker's loop for one group."""
-        tasks = self.tasks(self._pushes)
+        tasks = self.tasks(self._epoch)
         if contestant == ALONE:
             spec = ExchangeSpec("alone", {"from_step": self._step})
             reports = _run_alone(pool, [replace(task, exchange=spec) for task in tasks])
         else:
             reports = pool.run(tasks)
-            self._step += self._pushes
+            self._step += self._epoch
         return max(report.wall_s for report in reports)
 
     def __enter__(self) -> _Training:
