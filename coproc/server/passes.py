@@ -17,7 +17,7 @@ from numba.extending import register_jitable
 from coproc import descent, jit, optim, probe
 from coproc.descent import Table
 from coproc.server import drain, kernels
-from coproc.server.drain import SLOTS, STRIDE, WORDS, fence, hit, kept_from, ring, store, word
+from coproc.server.drain import CROWDED, SLOTS, STRIDE, WORDS, fence, hit, kept_from, ring, store, word
 from coproc.server.kernels import descend
 from coproc.shared import control as ctl
 from coproc.shared import published as pub
@@ -131,7 +131,7 @@ def advance(
     position, version, size = state[POSITION], state[VERSION], state[SIZE]
     descent.plan_sweep(log, position, head, version, held, pins(table, order, count, held), WIDTH, plan)
     updates, stop = plan[descent.UPDATES], plan[descent.POSITION]
-    crowded = head - kept_from(state[SHARD]) > ctl.LOG_ENTRIES // 2
+    crowded = head - kept_from(state[SHARD]) > CROWDED
     if plan[descent.HAS_RATE] != 0 or plan[descent.MEMBERS] > 1:
         return LEFT_TO_PYTHON
     if updates == 0:
@@ -144,6 +144,10 @@ def advance(
     skipped = 0 if ever else state[UPDATES] + 1 - state[CONSTANTS_FIRST]
     if not ever and (skipped < 0 or skipped + updates > state[CONSTANTS_COUNT]):
         return LEFT_TO_PYTHON
+    for i in range(position, stop):
+        entry = log[i % ctl.LOG_ENTRIES]
+        if entry[ctl.ENTRY_EXAMPLES] != 0 and table[entry[ctl.ENTRY_SEAT], SLOTS] == 0:
+            return LEFT_TO_PYTHON  # a seat that is gone before its time: where an exception can say so
     buffer = claim_back(state, table, order, count, held, again)
     if buffer < 0:
         return NOTHING

@@ -40,10 +40,11 @@ class SeatMap:
         """The numbers of all mapped seats, by worker: the order in which commits that wait are taken."""
 
     def refresh(self) -> bool:
-        """Map seats that were given and forget those that were taken back since the last look; False if none was."""
+        """Map seats that were given since the last look and forget those taken back; True if any was given."""
         changed = self._control.general.load(ctl.SEATS_CHANGED)
         if changed == self._changed:
             return False
+        given = False
         for number in range(ctl.MAX_SEATS):
             state, worker, generation, depth = self._control.seats.row(number * ctl.ROW, 4)
             known = self.open.get(number)
@@ -62,10 +63,11 @@ class SeatMap:
                     changed = -1
                     continue
                 self._add(number, worker, MappedSeat(generation, seat, [s[self._lo : self._hi] for s in seat.slots]))
+                given = True
         numbers = sorted(self.open, key=lambda number: (self.table[number, WORKER], number))
         self.order[: len(numbers)] = numbers
         self._changed = changed
-        return True
+        return given
 
     def adopt(self, number: int, seat: Seat) -> None:
         """Take a seat that this process has just made and entered into the table as mapped, and refresh."""

@@ -23,6 +23,7 @@ from coproc.descent import (
 from coproc.descent import POSITION as PLAN_POSITION
 from coproc.descent import RATE as PLAN_RATE
 from coproc.server import passes
+from coproc.server.drain import CROWDED
 from coproc.server.kernels import kernel_of
 from coproc.server.passes import EVER, POSITION, RATE, STATE_WORDS, VERSION, WIDTH
 from coproc.server.seatmap import SeatMap
@@ -166,7 +167,7 @@ class Sweeper:
         count = len(seats.open)
         pinned = _pins(seats.table, seats.order, count, self.held)
         _plan(self._control.log, position, head, version, self.held, pinned, self._width, plan)
-        crowded = head - self.shard.kept_from > ctl.LOG_ENTRIES // 2
+        crowded = head - self.shard.kept_from > CROWDED
         updates, next_version, stop = int(plan[UPDATES]), int(plan[NEXT_VERSION]), int(plan[PLAN_POSITION])
         rate = int(plan[PLAN_RATE]) if plan[HAS_RATE] else int(state[RATE])
         if updates or next_version != version or crowded:
