@@ -38,7 +38,7 @@ ASKED, HOUSEKEEPING, SWEEP = 1, 2, 3
 
 
 def serve(
-    kernel: Any, small: bool, spin_ns: int, sleep_ns: int,
+    kernel: Any, small: bool, spin_ns: int, held_spin_ns: int, sleep_ns: int,
     desk: Table, core: Table, workers: Table, records: Table, log: Table, ledger: int, shards: Table,
     table: Table, order: Table, count: int, positions: Table, counters: Table, loss: Any, left: Table,
     state: Table, rows: Table, banks: Table, constants: Any,
@@ -48,7 +48,8 @@ def serve(
 
     Args:
         small: passes that `advance` can make are made in here.
-        spin_ns: look again and again for this long before sleeping; sleep_ns: look again after so long at the latest.
+        spin_ns: look again and again for this long before sleeping; held_spin_ns: while a round is open that some have
+            given to, whose cores are free. sleep_ns: look again after so long at the latest.
         desk, …, left: as in `drain`; shards: addresses of the words of all shards, this thread's first.
         state, …, work: as in `passes`; pair: room for two words.
     """
@@ -79,7 +80,7 @@ def serve(
         desk[BLOCKED] = 0
         if busy:
             desk[IDLE_SINCE_NS] = now
-        elif now - desk[IDLE_SINCE_NS] < spin_ns:
+        elif now - desk[IDLE_SINCE_NS] < (spin_ns if core[descent.HELD_COUNT] == 0 else held_spin_ns):
             compiled.give_way()
         else:
             seen = load(bell)

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from coproc import probe
+from coproc import optim, probe
 from coproc.consistency import Bsp, Ssp
 from coproc.descent import Sequencer
 from coproc.errors import ConfigError, CoprocError, Timeout
@@ -41,6 +41,10 @@ T = TypeVar("T")
 _TAKE_WITHIN_S = 30.0
 READER = -1
 _MOST_SLOTS = 64
+# After the first gradient of a round the others are near, and the first worker's core is idle until they come.
+_HELD_SPIN_NS = 1_000_000
+# Parameters from which a shard is swept by several threads: a round's workers then want the cores that a spin takes.
+_NO_SPIN_FROM = optim.STREAM_FROM
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class SequencerLoop:
         """(seat, slot) -> log position after which it is free; `drain.PENDING` while its record is not written."""
         self._counters = np.zeros(drain.COUNTERS, np.int64)
         self._loss_sum = np.zeros(1, np.float64)
+        self._spin_ns = 0 if shards[0].size >= _NO_SPIN_FROM else int(SPIN_S * 1e9)
         self._shard_words = np.array([shard.words.address for shard in shards], np.int64)
         self._pair = np.zeros(2, np.int64)
         attention = np.zeros(1, np.int64)
@@ -326,7 +331,7 @@ class SequencerLoop:
         core, seat_map, sweeper = self.core, self._map, self._sweeper
         self._desk[drain.UNTIL_NS] = until_ns
         reason: int = loop.compiled_serve(
-            sweeper.kernel, sweeper.small, int(SPIN_S * 1e9), int(LOOK_AGAIN_S * 1e9),
+            sweeper.kernel, sweeper.small, self._spin_ns, _HELD_SPIN_NS, int(LOOK_AGAIN_S * 1e9),
             self._desk, core.core, core.workers, core.records, self._control.log, self._control.workers.address,
             self._shard_words, seat_map.table, seat_map.order, len(seat_map.open), self._positions, self._counters,
             self._loss_sum, probe.left, sweeper.state, sweeper.rows, sweeper.banks, sweeper.constants,

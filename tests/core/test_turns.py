@@ -64,9 +64,7 @@ class Still:
             Sweeper(spec, number, self.control, shard, seat_map)
             for number, (shard, seat_map) in enumerate(zip(self.shards, maps, strict=True))
         ]
-        self.sequencer = SequencerLoop(
-            spec, self.control, self.shards, maps[0], self.sweepers[0], self.budget
-        )
+        self.sequencer = SequencerLoop(spec, self.control, self.shards, maps[0], self.sweepers[0], self.budget)
 
     def join(self, number, depth=4):
         """(the holder's side of a new seat, its first step)."""
