@@ -35,22 +35,23 @@ def numba() -> Any:
     return numba
 
 
-def compiled(function: Callable[..., Any], sources: Iterable[Path]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], sources: Callable[[], Iterable[Path]]) -> Callable[..., Any]:
     """The function compiled, lazily: at the first call with arguments of each kind.
 
     The same object for whoever asks, from any thread. It releases the interpreter lock and checks nothing.
 
     Args:
         function: a module's function, in the part of Python that numba knows. A closure is never found again.
-        sources: files whose text decides what it does, its own among them.
+        sources: tells the files whose text decides what it does, its own among them. Asked once a function.
 
     Raises:
         Unsupported: numba is missing.
     """
-    with _compiling:
-        if function not in _made:
-            _made[function] = _decorated(function, sources)
-        return _made[function]
+    made = _made.get(function)
+    if made is None:
+        with _compiling:
+            made = _made.get(function) or _made.setdefault(function, _decorated(function, sources()))
+    return made
 
 
 def _decorated(function: Callable[..., Any], sources: Iterable[Path]) -> Callable[..., Any]:

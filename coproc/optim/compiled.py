@@ -260,7 +260,7 @@ def _fence() -> None:
 def _compiled(function: Callable[..., None]) -> CompiledSweep:
     """The function compiled, lazily; the same for whoever asks, from any thread."""
     _teach_numba()
-    return jit.compiled(function, sources())
+    return jit.compiled(function, sources)
 
 
 @functools.cache

@@ -91,4 +91,4 @@ def serve(
             store(sleeping, 0)
 
 
-compiled_serve = jit.compiled(serve, [Path(__file__), *sources()])
+compiled_serve = jit.compiled(serve, lambda: [Path(__file__), *sources()])

@@ -184,4 +184,4 @@ def sources() -> list[Path]:
 
 def compiled_step(function: Any) -> Any:
     """`plan_sweep`, `pins`, `claim_back` or `publish`, compiled, for Python."""
-    return jit.compiled(function, sources())
+    return jit.compiled(function, sources)
