@@ -39,8 +39,8 @@ SWEEP_WIDTH = 8
 # The core's own words.
 VERSION, SYNCHRONOUS, WORKERS, HELD_COUNT, RECORDS = 0, 1, 2, 3, 4
 CORE_WORDS = 8
-# Words of a worker's row. HELD: Bsp has its gradient for the open round, of SEAT, SLOT and EXAMPLES. OWES: it has
-# committed a step that a later round takes, so that round waits for it even if it has left.
+# Words of a worker's row. HELD: Bsp has its gradient for the open round, of SEAT, SLOT and EXAMPLES. OWES: one
+# past the last step that it has committed ahead of its turn: rounds wait for those even if it has left.
 PRESENCE, NEXT_STEP, OFFSET, OWES, HELD, SEAT, SLOT, EXAMPLES = range(8)
 
 _UNKNOWN, _JOINED, _LEFT = int(Presence.UNKNOWN), int(Presence.JOINED), int(Presence.LEFT)
@@ -93,7 +93,7 @@ def commit(
     if step < known[NEXT_STEP]:
         return _DUPLICATE
     if step > known[NEXT_STEP]:
-        known[OWES] = 1
+        known[OWES] = max(known[OWES], step + 1)
         return _AHEAD
     if not synchronous:
         known[NEXT_STEP] += 1
@@ -106,7 +106,6 @@ def commit(
     if known[PRESENCE] == _JOINED and step + known[OFFSET] != core[VERSION]:
         return _AHEAD
     # What a worker has committed before it left goes into the rounds that are open now, one each.
-    known[OWES] = 0
     known[HELD], known[SEAT], known[SLOT], known[EXAMPLES] = 1, seat, slot, examples
     core[HELD_COUNT] += 1
     close_round(core, workers, records)
@@ -115,7 +114,7 @@ def commit(
 
 def is_missing(known: Table) -> bool:
     """Whether the open round waits for the worker of this row."""
-    return bool(known[HELD] == 0 and (known[PRESENCE] != _LEFT or known[OWES] != 0))
+    return bool(known[HELD] == 0 and (known[PRESENCE] != _LEFT or known[OWES] > known[NEXT_STEP]))
 
 
 def close_round(core: Table, workers: Table, records: Table) -> None:
@@ -213,9 +212,10 @@ class Sequencer:
         record(self.core, self.records, _LEAVE, worker, 0)
         close_round(self.core, self.workers, self.records)
 
-    def owe(self, worker: int) -> None:
-        """After a restart: a seat has a step of `worker` that is not in the log. Its round waits for it."""
-        self._know(worker)[OWES] = 1
+    def owe(self, worker: int, step: int) -> None:
+        """After a restart: a seat has this step of `worker`, which is not in the log. Its round waits for it."""
+        known = self._know(worker)
+        known[OWES] = max(known[OWES], step + 1)
 
     def hyper(self, learning_rate_word: int) -> None:
         """From the next record on, descend with another learning rate (the bits of a float64)."""

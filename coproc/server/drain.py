@@ -42,8 +42,10 @@ GENERAL, ATTENTION, SHARDS_COUNT, TELLS_SLOWEST, UNTIL_NS, IDLE_SINCE_NS, BLOCKE
 DESK_WORDS = 8
 
 # Words of a mapped seat (see `SeatMap`): addresses of its words, lines and slots (of the shard's range), bytes from
-# slot to slot, depth, worker; commits taken out of it, and commits it had when it was looked at last.
-WORDS, LINES, SLOTS, STRIDE, DEPTH, WORKER, TAKEN, SEEN = range(8)
+# slot to slot, depth, worker; commits taken out of it, and commits it had when it was looked at last; slots given back.
+# The seat's own TAIL says the same as FREED, but a client that errs can write there.
+WORDS, LINES, SLOTS, STRIDE, DEPTH, WORKER, TAKEN, SEEN, FREED = range(9)
+SEAT_WORDS = 16
 
 # Counters of what was admitted.
 PUSHES, EXAMPLES, DUPLICATES, LOSS_EXAMPLES, STALENESS_SUM, STALENESS_MAX = range(6)
@@ -118,7 +120,7 @@ def admit(
         begun = taken = seat[TAKEN]
         seat[SEEN] = word(seat[WORDS], seats.HEAD)
         # A holder that says more than it can have is not followed further than its slots go.
-        head = min(seat[SEEN], taken + seat[DEPTH])
+        head = min(seat[SEEN], seat[FREED] + seat[DEPTH])
         while taken < head and core[descent.RECORDS] < room:
             slot = taken % seat[DEPTH]
             line = seat[LINES] + slot * _ROW_BYTES
@@ -194,22 +196,30 @@ def append(
 
 
 @register_jitable
-def free(desk: Table, shards: Table, table: Table, order: Table, count: int, positions: Table, left: Table) -> None:
-    """Give slots back whose record all shards have applied, and wake who waits for one."""
+def applied_by_all(desk: Table, shards: Table) -> int:
+    """The log position up to which no shard has anything left to do."""
     applied = word(shards[0], pub.APPLIED)
     for i in range(1, desk[SHARDS_COUNT]):
         applied = min(applied, word(shards[i], pub.APPLIED))
+    return applied
+
+
+@register_jitable
+def free(desk: Table, shards: Table, table: Table, order: Table, count: int, positions: Table, left: Table) -> int:
+    """Give slots back whose record all shards have applied, and wake who waits for one; `applied_by_all`."""
+    applied = applied_by_all(desk, shards)
     freed = False
     for i in range(count):
         number = order[i]
         seat = table[number]
-        tail = start = word(seat[WORDS], seats.TAIL)
+        tail = start = seat[FREED]
         while tail < seat[TAKEN]:
             position = positions[number, tail % seat[DEPTH]]
             if position == PENDING or position > applied:
                 break
             tail += 1
         if tail != start:
+            seat[FREED] = tail
             hit(left, _RELEASE_BEFORE)
             store(seat[WORDS] + seats.TAIL * WORD_BYTES, tail)
             hit(left, _RELEASE_AFTER)
@@ -220,6 +230,7 @@ def free(desk: Table, shards: Table, table: Table, order: Table, count: int, pos
             words = table[order[i], WORDS]
             if word(words, seats.WAITING) != 0:
                 ring(words + seats.BELL * WORD_BYTES)
+    return applied
 
 
 @register_jitable

@@ -20,6 +20,7 @@ from coproc.server.drain import (
     admit,
     anything_new,
     append,
+    applied_by_all,
     compiled,
     fence,
     free,
@@ -66,7 +67,7 @@ def serve(
         now = compiled.monotonic_ns(pair)
         if now >= desk[UNTIL_NS]:
             return HOUSEKEEPING
-        free(desk, shards, table, order, count, positions, left)
+        applied = free(desk, shards, table, order, count, positions, left)
         head = word(desk[GENERAL], ctl.HEAD)
         if head != state[POSITION] and desk[BLOCKED] == 0:
             done = LEFT_TO_PYTHON
@@ -86,7 +87,8 @@ def serve(
             seen = load(bell)
             store(sleeping, 1)
             fence()
-            if load(desk[ATTENTION]) == 0 and not anything_new(table, order, count):
+            news = load(desk[ATTENTION]) != 0 or anything_new(table, order, count)
+            if not news and applied_by_all(desk, shards) == applied:
                 compiled.wait(bell, seen, min(sleep_ns, desk[UNTIL_NS] - now), pair)
             store(sleeping, 0)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from coproc.server.drain import DEPTH, LINES, SLOTS, STRIDE, WORDS, WORKER
+from coproc.server.drain import DEPTH, LINES, SEAT_WORDS, SLOTS, STRIDE, WORDS, WORKER
 from coproc.shared import control as ctl
 from coproc.shared.control import Control
 from coproc.shared.seats import Seat
@@ -34,7 +34,7 @@ class SeatMap:
         self._changed = -1
         self.open: dict[int, MappedSeat] = {}
         """By number."""
-        self.table = np.zeros((ctl.MAX_SEATS, ctl.ROW), np.int64)
+        self.table = np.zeros((ctl.MAX_SEATS, SEAT_WORDS), np.int64)
         """The same for compiled code: a row a number, words as in `drain`."""
         self.order = np.zeros(ctl.MAX_SEATS, np.int64)
         """The numbers of all mapped seats, by worker: the order in which commits that wait are taken."""

@@ -6,6 +6,7 @@ each push is compiled, see `coproc.server.loop`.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -124,17 +125,17 @@ class SequencerLoop:
         self._map.refresh()
         for number, (generation, seat, _) in self._map.open.items():
             worker = self._control.seats.row(number * ctl.ROW)[ctl.SEAT_WORKER]
-            taken = seat.words.load(seats.TAIL)
-            while taken < seat.words.load(seats.HEAD):
+            taken = freed = seat.words.load(seats.TAIL)
+            while taken < min(seat.words.load(seats.HEAD), freed + seat.depth):
                 slot = taken % seat.depth
                 step = seat.read_line(slot).step
                 if step >= self._control.next_step(worker):
-                    self.core.owe(worker)
+                    self.core.owe(worker, step)
                     break
                 # In the log: busy until all shards have it. Or a duplicate, or applied by all: free.
                 self._positions[number, slot] = busy.get((number, slot, worker, step), 0)
                 taken += 1
-            self._map.table[number, drain.TAKEN] = taken
+            self._map.table[number, [drain.TAKEN, drain.FREED]] = taken, freed
             self._seats.append(_Taken(number, generation, worker, seat, time.monotonic(), seat.closed))
 
     @property
@@ -261,7 +262,8 @@ class SequencerLoop:
         step = max(self._control.next_step(worker), self._control.claimed(worker) + 1)
         for taken in self._seats:
             if taken.worker == worker:
-                for position in range(taken.seat.words.load(seats.TAIL), taken.seat.words.load(seats.HEAD)):
+                freed = int(self._map.table[taken.number, drain.FREED])
+                for position in range(freed, min(taken.seat.words.load(seats.HEAD), freed + taken.seat.depth)):
                     step = max(step, taken.seat.read_line(position % taken.seat.depth).step + 1)
         return step
 
@@ -368,7 +370,9 @@ class SequencerLoop:
             ):
                 self.close_seat(taken.number, taken.generation)
         for taken in [t for t in self._seats if t.closing]:
-            if taken.seat.words.load(seats.TAIL) == taken.seat.words.load(seats.HEAD):
+            freed, was_taken = self._map.table[taken.number, [drain.FREED, drain.TAKEN]]
+            # All that it has was taken, and what was taken is applied.
+            if freed == was_taken and min(taken.seat.words.load(seats.HEAD), freed + taken.seat.depth) <= freed:
                 self._drop(taken)
         self._look_for_lost(now)
 
@@ -392,7 +396,8 @@ class SequencerLoop:
                 self._missing_since.pop(worker, None)
             elif now - self._missing_since.setdefault(worker, now) > consistency.patience_s:
                 if consistency.on_loss == "close":
-                    self.leave(worker)
+                    with contextlib.suppress(Timeout):  # the log is full for now: it is looked at again soon
+                        self.leave(worker)
                 else:
                     self._control.general.store(ctl.LOST_WORKER, worker + 1)
                     for shard in self._shards:

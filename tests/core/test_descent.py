@@ -269,9 +269,25 @@ def test_after_a_restart_a_held_gradient_of_who_has_left_is_held_again():
     assert gradients(core.log) == [(0, 3), (1, 2)]
 
 
+def test_a_round_waits_for_the_later_of_two_steps_of_twins_although_the_worker_has_left():
+    core = Sequencer(Bsp(workers=2), 0)
+    core.join(0)
+    core.join(1)
+    # The twin that is further sits on the lower seat, so its step is looked at first.
+    assert core.commit(1, 1, 0, 0, 5) is Verdict.AHEAD
+    assert core.commit(1, 0, 1, 0, 5) is Verdict.ADMITTED
+    core.leave(1)
+    core.commit(0, 0, 2, 0, 5)
+    assert core.missing() == [0, 1]
+    core.commit(0, 1, 2, 1, 5)
+    core.commit(1, 1, 0, 0, 5)
+    assert gradients(core.log) == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    assert core.missing() == [0]
+
+
 def test_after_a_restart_a_round_waits_for_what_is_in_the_seat_of_who_has_left():
     core = Sequencer(Bsp(workers=2), 3, [(0, Presence.JOINED, 3, 0), (1, Presence.LEFT, 2, 1)])
-    core.owe(1)
+    core.owe(1, 2)
     assert core.commit(0, 3, 0, 0, 5) is Verdict.ADMITTED
     assert core.missing() == [1]
     assert core.commit(1, 2, 1, 0, 5) is Verdict.ADMITTED
