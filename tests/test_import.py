@@ -13,7 +13,8 @@ HEAVY = {
     *("starlette", "uvicorn", "typer", "rich"),
 }
 # CPU time: the question is what the import needs, not what else the machine does meanwhile.
-TIMED = "import time; start = time.process_time(); import coproc; print(time.process_time() - start)"
+TIMED = "import time; start = time.process_time(); import {}; print(time.process_time() - start)"
+NEEDED = "numpy, grpc, google.protobuf.descriptor_pool, google.protobuf.reflection"
 LOADED = "import sys, coproc; {use}; print(*{{name.split('.')[0] for name in sys.modules}})"
 
 
@@ -30,9 +31,11 @@ def heavy(use: str) -> set[str]:
     return HEAVY.intersection(python(LOADED.format(use=use)).split())
 
 
-def test_importing_takes_a_quarter_of_a_second_at_most() -> None:
-    seen = [float(python(TIMED)) for _ in range(5)]
-    assert min(seen) <= 0.25, seen
+def test_importing_takes_little_more_than_what_it_must_import() -> None:
+    # 0.18 s where numpy and gRPC take 0.11; seconds alone would tell of the machine and not of the import.
+    seen = [[float(python(TIMED.format(names))) for names in ("coproc", NEEDED)] for _ in range(5)]
+    ours, needed = (min(times) for times in zip(*seen, strict=True))
+    assert ours <= 2.5 * needed, seen
 
 
 def test_importing_pulls_in_nothing_heavy() -> None:
