@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import inspect
+import io
+import pickle
 import pkgutil
 import re
 from collections.abc import Iterator
@@ -20,8 +23,22 @@ import storage_tier.wire
 TREES = {coproc.errors: coproc.errors.CoprocError, storage_tier.errors: storage_tier.errors.TierError}
 TABLES = {coproc.errors: coproc.wire.ERRORS, storage_tier.errors: storage_tier.wire.TIER_ERRORS}
 PACKAGES = ["coproc", "storage_tier"]
-# Signals inside one module, which the same module catches; nobody else ever sees them.
-INSIDE = {"coproc.worker.Stopped", "coproc.pools.processes.Died"}
+# Signals inside one module or folder, which the same one catches; nobody else ever sees them.
+INSIDE = {
+    "coproc.observers.gradients.NotGradient",
+    "coproc.worker.Stopped",
+    "coproc.pools.processes.Died",
+    "storage_tier.catalog.database.SettingsChanged",
+    "storage_tier.files.publishing.Again",
+    "storage_tier.line.LineDown",
+    "storage_tier.observers.answers.BadAnswer",
+    "storage_tier.observers.arrow_header.NotArrow",
+    "storage_tier.observers.frames.BadFrame",
+    "storage_tier.observers.frames.Ended",
+    "storage_tier.observers.frames.Late",
+    "storage_tier.observers.process.Broken",
+    "storage_tier.observers.safetensors_header.NotSafetensors",
+}
 
 
 def classes(module: object) -> list[type[BaseException]]:
@@ -103,3 +120,35 @@ def test_each_class_arrives_as_itself_with_its_sentence(module: object, port: in
                 call(b"expected 3, found \xc3\xa4: do that", timeout=10)
             assert type(caught.value) is kind
             assert str(caught.value) == "expected 3, found \u00e4: do that"
+
+
+def test_each_error_of_the_operating_system_has_its_number() -> None:
+    kinds = [kind for kind in classes(storage_tier.errors) if issubclass(kind, OSError)]
+    assert [kind.__name__ for kind in kinds if kind("a sentence").errno is None] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "builtin", "number"),
+    [
+        ("PathNotFound", FileNotFoundError, errno.ENOENT),
+        ("PathExists", FileExistsError, errno.EEXIST),
+        ("PathIsDirectory", IsADirectoryError, errno.EISDIR),
+        ("PathNotDirectory", NotADirectoryError, errno.ENOTDIR),
+        ("DirectoryNotEmpty", OSError, errno.ENOTEMPTY),
+        ("UnderFull", OSError, errno.ENOSPC),
+        ("Unreachable", ConnectionError, errno.ECONNREFUSED),
+        ("DeadlineExceeded", TimeoutError, errno.ETIMEDOUT),
+        ("Unsupported", io.UnsupportedOperation, errno.EOPNOTSUPP),
+        ("Vetoed", PermissionError, errno.EPERM),
+    ],
+)
+def test_what_is_an_error_of_the_operating_system_says_which(
+    name: str, builtin: type[OSError], number: int, port: int
+) -> None:
+    kind = getattr(storage_tier.errors, name)
+    with storage_tier.wire.channel("127.0.0.1", port) as channel:
+        call = channel.unary_unary(f"/storage_tier.errors/{name}")
+        with pytest.raises(builtin, match="a sentence") as caught, storage_tier.wire.TIER_ERRORS.translated():
+            call(b"a sentence", timeout=10)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), again.errno, str(again)) == (kind, number, "a sentence")
