@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import stat
@@ -21,10 +22,14 @@ from storage_tier.headers import (
     PAGE_BYTES,
     PRELUDE,
     Metadata,
-    block_file,
+    block_name,
     parse_header,
 )
 from storage_tier.headers import BlockInfo as BlockInfo
+
+# Headers of blocks that this process has mapped, by what tells that the file is still the same.
+_seen: dict[tuple[int, int, int, int], BlockInfo] = {}
+_SEEN_COUNT = 256
 
 
 def read_info(file: Path) -> BlockInfo:
@@ -36,7 +41,7 @@ def read_info(file: Path) -> BlockInfo:
     """
     fd = _open_file(file)
     try:
-        return _read_info(fd, file)
+        return _read_info(fd, file, os.fstat(fd))
     finally:
         os.close(fd)
 
@@ -54,7 +59,7 @@ class Block:
         self._mapping = mapping
 
     @classmethod
-    def map(cls, file: Path, path: str | None = None) -> Block:
+    def map(cls, file: Path | str, path: str | None = None) -> Block:
         """Open and map a block's file.
 
         Raises:
@@ -63,9 +68,13 @@ class Block:
         """
         fd = _open_file(file)
         try:
-            info = _read_info(fd, file)
+            info = _seen_info(fd, file)
             if path is not None and info.path != path:
                 raise CorruptBlock(f"{file} should be {path} and says it is {info.path}")
+            # Tells who makes room that this one would free nothing; the map keeps it. The kernel drops it with the
+            # last map, however its process ends. Refused, it is being deleted right now, and what is open stays.
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             mapping = mmap.mmap(fd, info.file_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
         finally:
             os.close(fd)
@@ -127,6 +136,21 @@ class Block:
         self.close()
 
 
+def is_open(file: Path) -> bool:
+    """Whether a process of this host has the block mapped (`Block.map`). False when there is no such file."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def scan(root: Path) -> tuple[list[BlockInfo], list[str]]:
     """All blocks by their files' headers: (blocks in order of paths, sentences about files that are none).
 
@@ -155,14 +179,15 @@ def scan(root: Path) -> tuple[list[BlockInfo], list[str]]:
 
 def delete_file(root: Path, path: str) -> bool:
     """Remove a block's name, and the directories that are empty then. Atomic. False when it was not there."""
-    file = block_file(root, path)
+    name = block_name(root, path)
     try:
-        file.unlink()
+        os.unlink(name)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return False
-    for parent in file.parents:
-        if parent == root or not _remove_if_empty(parent):
-            break
+    least = len(str(root))
+    parent = name.rpartition("/")[0]
+    while len(parent) > least and _remove_if_empty(parent):
+        parent = parent.rpartition("/")[0]
     return True
 
 
@@ -172,12 +197,12 @@ def prune(directory: Path) -> None:
     Never fails when others make or remove something there meanwhile.
     """
     for folder, _, _ in os.walk(directory, topdown=False):
-        _remove_if_empty(Path(folder))
+        _remove_if_empty(folder)
 
 
-def _remove_if_empty(directory: Path) -> bool:
+def _remove_if_empty(directory: str) -> bool:
     try:
-        directory.rmdir()
+        os.rmdir(directory)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
             return False
@@ -190,7 +215,7 @@ def _printable(text: str) -> str:
     return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
-def _open_file(file: Path) -> int:
+def _open_file(file: Path | str) -> int:
     try:
         # Nothing but a regular file is ever read: a link could lead elsewhere and a pipe would block.
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -201,8 +226,24 @@ def _open_file(file: Path) -> int:
     return fd
 
 
-def _read_info(fd: int, file: Path) -> BlockInfo:
+def _seen_info(fd: int, file: Path | str) -> BlockInfo:
+    """As `_read_info`. Of a file that this process has read already nothing is read again, if it was not touched since.
+
+    Inodes of a file system are not given twice as long as it is mounted, and each write changes `st_ctime_ns`.
+    """
     status = os.fstat(fd)
+    key = (status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size)
+    info = _seen.get(key)
+    if info is None:
+        info = _read_info(fd, file, status)
+        if not info.metadata:
+            if len(_seen) >= _SEEN_COUNT:
+                _seen.clear()
+            _seen[key] = info
+    return info
+
+
+def _read_info(fd: int, file: Path | str, status: os.stat_result) -> BlockInfo:
     try:
         if not stat.S_ISREG(status.st_mode):
             raise CorruptBlock("it is not a regular file")

@@ -5,6 +5,7 @@
     DIRECTORY/nonce           random bytes of this start: who can read them is on this host
     DIRECTORY/blocks/...      one sealed file a block; the files are the catalog, a restart reads their
     headers
+    SPILL/SERVER/...          the second level, on a disk, when asked for: blocks that were moved out of memory
 
 A near writer links its file into blocks/ by itself and tells the tier afterwards; the link is the commit
 point. So the tier looks at the disk before it says that a block is not there.
@@ -19,15 +20,14 @@ import shutil
 import sys
 import threading
 import time
-import uuid
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from storage_tier.blocks import Block, delete_file, prune, read_info, scan
+from storage_tier.blocks import Block, delete_file, is_open, prune, read_info, scan, walk_files
 from storage_tier.budget import Budget, check_shared_memory, default_limit_bytes, larger_shared_memory
 from storage_tier.directory import (
     BLOCKS_NAME,
@@ -53,6 +53,7 @@ from storage_tier.headers import (
     BlockInfo,
     Metadata,
     block_file,
+    block_name,
     clean_metadata,
     clean_path,
     clean_prefix,
@@ -61,6 +62,8 @@ from storage_tier.headers import (
     whole_pages,
 )
 from storage_tier.host import NONCE_NAME, TEMPORARY_PREFIX, write_nonce
+from storage_tier.probe import hit
+from storage_tier.second_level import SecondLevel
 from storage_tier.writer import BlockWriter, why_taken
 
 # A near writer has this long from CreateBlock to CommitBlock: 57 MB take 15 ms, a busy host a hundred times
@@ -82,6 +85,7 @@ class Reservation:
 
 # Inside of `Tier` the name `list` is its method.
 Listing = list[BlockInfo]
+Paths = list[str]
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,21 @@ class TierStatus:
     damaged_count: int
     damaged: tuple[str, ...]
     """Sentences about files below blocks/ that are not served; over the wire only the first of them."""
+    spilled_count: int = 0
+    """Blocks of the second level, which are in none of the numbers above."""
+    spilled_bytes: int = 0
 
 
 class Tier:
     """The store. Thread-safe. Its directory outlives it: the next `Tier` there has the same blocks."""
 
-    def __init__(self, directory: Path, memory_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        memory_bytes: int | None = None,
+        spill_directory: Path | None = None,
+        spill_bytes: int | None = None,
+    ) -> None:
         """Take the directory (made if missing, mode 0700), count a new epoch, rebuild the list of blocks.
 
         Deletes nothing but half-written temporaries and empty directories below blocks/.
@@ -113,6 +126,8 @@ class Tier:
         Args:
             directory: on tmpfs, as a rule below /dev/shm; belongs to this tier alone.
             memory_bytes: the budget; None means 0.8 of what is free there now.
+            spill_directory: the second level, on a disk; several servers may have the same. Its blocks cost no memory.
+            spill_bytes: the most that this server keeps there; None: what the disk has.
 
         Raises:
             DirectoryInUse: another live server owns it; its pid is in the sentence.
@@ -149,6 +164,11 @@ class Tier:
                 self._index(info)
             # Both are durable before the first client can see them.
             self.server_id, self.epoch = next_epoch(self.directory)
+            self._second: SecondLevel | None = None
+            if spill_directory is not None:
+                self._second = self._open_second(SecondLevel(spill_directory, self.server_id, spill_bytes))
+            self.make_room: Callable[[int], bool] | None = None
+            """Asked by `reserve` to free so many bytes, as long as it says that it freed some."""
             self.nonce = write_nonce(self.directory)
             self.started_ns = time.time_ns()
         except BaseException:
@@ -184,12 +204,23 @@ class Tier:
         path = clean_path(path)
         if not 0 < file_bytes < 1 << 51:
             raise InvalidRequest(f"{path}: a block's file cannot have {file_bytes:,} bytes")
+        while True:
+            try:
+                return self._reserve(path, file_bytes, ttl_s)
+            except OutOfMemory:
+                # More than there can ever be is worth nobody's block.
+                if self.make_room is None or whole_pages(file_bytes) > self.budget.limit_bytes:
+                    raise
+                if not self.make_room(whole_pages(file_bytes)):
+                    raise
+
+    def _reserve(self, path: str, file_bytes: int, ttl_s: float) -> Reservation:
         with self._lock:
             self._expire()
             self._refuse_existing(path)
             check_shared_memory(self.blocks_directory, file_bytes)
             reservation = Reservation(
-                uuid.uuid4().hex, path, self.blocks_directory, file_bytes, time.monotonic() + ttl_s
+                os.urandom(16).hex(), path, self.blocks_directory, file_bytes, time.monotonic() + ttl_s
             )
             self.budget.charge(_writing(reservation), whole_pages(file_bytes))
             self._reservations[reservation.id] = reservation
@@ -239,8 +270,43 @@ class Tier:
         Raises:
             BlockExists, InvalidPath, InvalidRequest (the buffers are not `size_bytes` long), OutOfMemory.
         """
-        metadata = clean_metadata(metadata)
         path = clean_path(path)
+
+        def write(writer: BlockWriter) -> None:
+            for buffer in buffers:
+                writer.write(buffer)
+                if writer.size_bytes > size_bytes:
+                    raise InvalidRequest(f"{path}: {size_bytes:,} bytes were announced, and more came")
+            if writer.size_bytes < size_bytes:
+                raise InvalidRequest(f"{path}: {size_bytes:,} bytes were announced, and {writer.size_bytes:,} came")
+
+        return self._put(path, size_bytes, write, metadata)
+
+    def fill(self, path: str, size_bytes: int, fill: Callable[[int, int], None]) -> BlockInfo:
+        """Write a block by `fill(fd, offset_bytes)`, which puts exactly `size_bytes` there by itself.
+
+        Published whole or not at all; when `fill` raises, nothing is.
+
+        Raises:
+            BlockExists, InvalidPath, InvalidRequest (the file does not end where it should), OutOfMemory.
+        """
+        path = clean_path(path)
+
+        def write(writer: BlockWriter) -> None:
+            try:
+                fill(writer.fd, writer.payload_offset_bytes)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise OutOfMemory(f"{path}: no room for {size_bytes:,} bytes under {self.directory}") from None
+            writer.filled(size_bytes)
+
+        return self._put(path, size_bytes, write, None)
+
+    def _put(
+        self, path: str, size_bytes: int, write: Callable[[BlockWriter], None], metadata: Metadata | None
+    ) -> BlockInfo:
+        metadata = clean_metadata(metadata)
         if size_bytes < 0:
             raise InvalidRequest(f"{path}: a block cannot have {size_bytes:,} bytes")
         # Its end is the end of this call, however long the buffers take.
@@ -248,16 +314,11 @@ class Tier:
         reservation = self.reserve(path, file_bytes, ttl_s=math.inf)
         try:
             with BlockWriter(self.blocks_directory, path, metadata) as writer:
-                for buffer in buffers:
-                    writer.write(buffer)
-                    if writer.size_bytes > size_bytes:
-                        raise InvalidRequest(f"{path}: {size_bytes:,} bytes were announced, and more came")
-                if writer.size_bytes < size_bytes:
-                    raise InvalidRequest(f"{path}: {size_bytes:,} bytes were announced, and {writer.size_bytes:,} came")
+                write(writer)
                 info = writer.commit()
             with self._lock:
                 # Else it was deleted again before we got here.
-                if block_file(self.blocks_directory, path).exists():
+                if os.path.exists(block_name(self.blocks_directory, path)):
                     self.budget.release(_writing(reservation))
                     self._index(info)
             return info
@@ -274,7 +335,7 @@ class Tier:
         """
         path = clean_path(path)
         with self._lock:
-            found = self._blocks.get(path)
+            found = self._blocks.get(path) or self._on_second().get(path)
             if found is None:
                 found = self._read(path)
                 self._index(found)
@@ -282,7 +343,13 @@ class Tier:
 
     def local_path(self, path: str) -> Path:
         """The file of a block, whether it exists or not."""
-        return block_file(self.blocks_directory, path)
+        second = self._second
+        root = second.directory if second is not None and self.on_disk(path) else self.blocks_directory
+        return block_file(root, path)
+
+    def on_disk(self, path: str) -> bool:
+        """Whether a block is on the second level."""
+        return path in self._on_second() and path not in self._blocks
 
     def open(self, path: str) -> Block:
         """Map a block. No copy.
@@ -291,7 +358,11 @@ class Tier:
             BlockNotFound, CorruptBlock, InvalidPath.
         """
         info = self.info(path)
-        return Block.map(self.local_path(info.path), info.path)
+        try:
+            return Block.map(self.local_path(info.path), info.path)
+        except BlockNotFound:
+            # It went to the second level between the two.
+            return Block.map(self.local_path(info.path), info.path)
 
     def list(self, prefix: str = "", after_path: str = "", limit_count: int | None = None) -> Listing:
         """Blocks at or below `prefix`, in order of paths, after `after_path`, at most `limit_count`.
@@ -329,10 +400,8 @@ class Tier:
         """
         path = clean_path(path)
         with self._lock:
-            if not delete_file(self.blocks_directory, path):
-                self._forget(path)
+            if not self._delete(path):
                 raise BlockNotFound(f"{path} cannot be deleted: there is no block of this name")
-            self._forget(path)
 
     def delete_prefix(self, prefix: str) -> int:
         """Remove all blocks at or below `prefix`; returns how many. Not atomic over the blocks.
@@ -343,9 +412,91 @@ class Tier:
         count = 0
         for info in self.list(prefix):
             with self._lock:
-                count += delete_file(self.blocks_directory, info.path)
-                self._forget(info.path)
+                count += self._delete(info.path)
         return count
+
+    def delete_blocks(self, paths: Iterable[str]) -> int:
+        """Remove these blocks, of both levels; returns how many there were. Not atomic over the blocks."""
+        count = 0
+        for path in paths:
+            with self._lock:
+                count += self._delete(clean_path(path))
+        return count
+
+    def _delete(self, path: str) -> bool:
+        found = delete_file(self.blocks_directory, path)
+        self._forget(path)
+        if self._second is not None and path in self._second.blocks:
+            found = self._second.delete(path) or found
+        return found
+
+    # ----------------------------------------------------------- second level
+
+    @property
+    def has_second_level(self) -> bool:
+        """Whether blocks can be moved to a disk."""
+        return self._second is not None
+
+    @property
+    def spilled(self) -> dict[str, BlockInfo]:
+        """A copy of the list of the second level's blocks by path."""
+        with self._lock:
+            return dict(self._on_second())
+
+    def is_open(self, path: str) -> bool:
+        """Whether a process of this host has the block mapped: deleting it would free no memory now."""
+        return is_open(self.local_path(path))
+
+    def spill(self, path: str) -> int:
+        """Move a block to the second level; returns the memory that is free then. Blocks for the disk.
+
+        Killed at any moment, it is at one of the two levels, or at both until the next start.
+
+        Raises:
+            Unsupported: there is no second level. BlockNotFound; OutOfMemory: the disk is full, or `spill_bytes` are
+            used up.
+        """
+        path, second = clean_path(path), self._second
+        if second is None:
+            raise Unsupported("this server has no second level: start it with a directory to spill to")
+        with Block.map(block_file(self.blocks_directory, path), path) as block:
+            info = second.copy(block)
+        hit("spill.link.after")
+        with self._lock:
+            if not os.path.exists(block_name(self.blocks_directory, path)):
+                # Deleted meanwhile.
+                second.delete(path)
+                return 0
+            freed_bytes = self.budget.charged_bytes(_stored(path))
+            second.add(info)
+            delete_file(self.blocks_directory, path)
+            self._forget(path)
+            return freed_bytes
+
+    def unlisted(self, older_than_s: float) -> Paths:
+        """Block files that were linked so long ago, and neither committed nor looked for since: of dead writers."""
+        now_s = time.time()
+        found = []
+        for file in walk_files(self.blocks_directory):
+            path = "/" + str(file.relative_to(self.blocks_directory))
+            if path in self._blocks:
+                continue
+            try:
+                age_s = now_s - file.lstat().st_ctime
+            except FileNotFoundError:
+                continue
+            if age_s >= older_than_s:
+                found.append(path)
+        return found
+
+    def _open_second(self, second: SecondLevel) -> SecondLevel:
+        self._damaged.extend(second.damaged)
+        for path in [path for path in second.blocks if path in self._blocks]:
+            second.delete(path)
+        return second
+
+    def _on_second(self) -> dict[str, BlockInfo]:
+        return {} if self._second is None else self._second.blocks
 
     def wipe(self) -> None:
         """Delete all in the directory but lock, identity and nonce; the tier goes on, empty.
@@ -361,6 +512,8 @@ class Tier:
             self.blocks_directory.mkdir(mode=0o700)
             for path in list(self._blocks):
                 self._forget(path)
+            for path in list(self._on_second()):
+                self._delete(path)
             for reservation in self._reservations.values():
                 self.budget.release(_writing(reservation))
             self._reservations.clear()
@@ -384,6 +537,8 @@ class Tier:
                 started_ns=self.started_ns,
                 damaged_count=len(self._damaged),
                 damaged=tuple(self._damaged),
+                spilled_count=len(self._on_second()),
+                spilled_bytes=0 if self._second is None else self._second.used_bytes,
             )
 
     def close(self) -> None:
@@ -438,7 +593,7 @@ class Tier:
 
     def _adopt(self, path: str) -> None:
         """List the block if it is on disk."""
-        if path in self._blocks or not block_file(self.blocks_directory, path).is_file():
+        if path in self._blocks or not os.path.isfile(block_name(self.blocks_directory, path)):
             return
         try:
             self._index(self._read(path))

@@ -7,6 +7,7 @@ part; a name is given once. The bytes go by write(2): fallocate and a map cost a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -28,7 +29,7 @@ from storage_tier.errors import (
 from storage_tier.headers import (
     BlockInfo,
     Metadata,
-    block_file,
+    block_name,
     clean_metadata,
     clean_path,
     pack_header,
@@ -125,6 +126,33 @@ class BlockWriter:
         self._size_bytes += total_bytes
         return total_bytes
 
+    @property
+    def fd(self) -> int:
+        """The unnamed file, for who writes the payload into it past this object; stays the writer's.
+
+        Raises:
+            ValueError: committed or aborted.
+        """
+        return self._open_fd()
+
+    @property
+    def payload_offset_bytes(self) -> int:
+        """Where in `fd` the payload begins."""
+        return self._offset_bytes
+
+    def filled(self, size_bytes: int) -> None:
+        """Note that the whole payload was written straight into `fd`.
+
+        Raises:
+            InvalidRequest: the file does not end there.
+        """
+        found_bytes = os.fstat(self._open_fd()).st_size - self._offset_bytes
+        if size_bytes != found_bytes and (size_bytes or found_bytes > 0):
+            raise InvalidRequest(
+                f"{self.path}: {size_bytes:,} bytes should have been written, and {found_bytes:,} were"
+            )
+        self._size_bytes = size_bytes
+
     def commit(self) -> BlockInfo:
         """Seal the file and give it its name. Atomic and exclusive: of several writers of one path one wins.
 
@@ -216,35 +244,44 @@ def _pwrite_all(fd: int, content: bytes) -> None:
 
 
 def _link(fd: int, root: Path, path: str) -> None:
-    file = block_file(root, path)
-    root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for _ in range(_LINK_TRIES):
-            try:
-                file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                # A dir_fd makes this linkat(AT_SYMLINK_FOLLOW): the link is to the file, not to /proc's
-                # symlink.
-                os.link(f"/proc/self/fd/{fd}", path[1:], src_dir_fd=root_fd, dst_dir_fd=root_fd)
-                return
-            except FileNotFoundError:
-                if not root.is_dir():
-                    raise BlockNotFound(f"{path}: the tier's directory {root} is gone") from None
-            except (FileExistsError, NotADirectoryError):
-                # Also when a directory was pruned inside of mkdir, or the block was deleted by now: then
-                # again.
-                reason = why_taken(root, path)
-                if reason is not None:
-                    raise BlockExists(reason) from None
-                prune(file)
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise OutOfMemory(f"{path}: no room for its name under {root}: {error.strerror}") from None
-                if error.errno == errno.ENAMETOOLONG:
-                    raise InvalidPath(f"{path} is too long below {root}") from None
-                raise
-        raise BlockNotFound(f"{path}: its directory was removed again and again while the block got its name")
-    finally:
-        os.close(root_fd)
+    name = block_name(root, path)
+    missing = False
+    for _ in range(_LINK_TRIES):
+        try:
+            if missing:
+                # Of the root itself it is no more than a look: who took that away wants no files there.
+                _make_directories(root, path)
+            # A descriptor, whichever, makes this linkat(AT_SYMLINK_FOLLOW): the link is to the file, not to /proc's
+            # symlink.
+            os.link(f"/proc/self/fd/{fd}", name, src_dir_fd=fd)
+            return
+        except FileNotFoundError:
+            missing = True
+            if not root.is_dir():
+                raise BlockNotFound(f"{path}: the tier's directory {root} is gone") from None
+        except (FileExistsError, NotADirectoryError):
+            # Also when a directory was pruned inside of mkdir, or the block was deleted by now: then
+            # again.
+            reason = why_taken(root, path)
+            if reason is not None:
+                raise BlockExists(reason) from None
+            prune(Path(name))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OutOfMemory(f"{path}: no room for its name under {root}: {error.strerror}") from None
+            if error.errno == errno.ENAMETOOLONG:
+                raise InvalidPath(f"{path} is too long below {root}") from None
+            raise
+    raise BlockNotFound(f"{path}: its directory was removed again and again while the block got its name")
+
+
+def _make_directories(root: Path, path: str) -> None:
+    """What is missing above a block, below the root."""
+    at = path.find("/", 1)
+    while at > 0:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(f"{root}{path[:at]}", 0o700)
+        at = path.find("/", at + 1)
 
 
 def why_taken(root: Path, path: str) -> str | None:
@@ -252,30 +289,32 @@ def why_taken(root: Path, path: str) -> str | None:
 
     Empty directories are in nobody's way. Each name is looked at once: others make and remove them meanwhile.
     """
-    file = block_file(root, path)
-    mode = _mode(file)
-    if mode is not None and stat.S_ISDIR(mode):
-        return f"{path} cannot be a block: there are blocks below it" if any(walk_files(file)) else None
-    if mode is not None:
-        return f"{path} exists already, and a block never changes: delete it first, or choose another path"
-    for parent in file.parents:
-        if parent == root:
-            break
-        mode = _mode(parent)
-        if mode is not None and not stat.S_ISDIR(mode):
-            return f"{path} cannot be made: /{parent.relative_to(root)} is a block"
-    return None
-
-
-def _mode(file: Path) -> int | None:
+    name = block_name(root, path)
     try:
-        return file.lstat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        mode = os.lstat(name).st_mode
+    except FileNotFoundError:
+        return None  # what is above it is a directory, or missing
+    except NotADirectoryError:
+        return _which_is_above(root, path)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise InvalidPath(f"{file} is too long for the file system") from None
+            raise InvalidPath(f"{name} is too long for the file system") from None
         raise
+    if stat.S_ISDIR(mode):
+        return f"{path} cannot be a block: there are blocks below it" if any(walk_files(Path(name))) else None
+    return f"{path} exists already, and a block never changes: delete it first, or choose another path"
+
+
+def _which_is_above(root: Path, path: str) -> str | None:
+    parent = path.rpartition("/")[0]
+    while parent:
+        try:
+            if not stat.S_ISDIR(os.lstat(f"{root}{parent}").st_mode):
+                return f"{path} cannot be made: {parent} is a block"
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # the one that is in the way is further up, or was deleted by now
+        parent = parent.rpartition("/")[0]
+    return None
 
 
 def _not_a_buffer(found: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import signal
 import subprocess
@@ -359,6 +360,35 @@ def test_a_header_with_a_right_checksum_may_still_lie(fields: dict[str, object])
     head = headers.PRELUDE.pack(b"TIERBLK1", 1, len(content), hashlib.sha256(content).digest()) + content
     with pytest.raises(CorruptBlock):
         parse_header(head, 4196)
+
+
+@pytest.mark.parametrize("number", ["1", "007", "-1", "1.0", str(1 << 63), "9" * 5000, ""])
+def test_headers_of_the_usual_form_are_read_no_less_strictly(number: str) -> None:
+    for path in ("/a/b", "/a/../b", "/a\x01", "/\xff", '/a"b'):
+        text = f'{{"path":"{path}","payload_bytes":{number},"payload_offset":8192,"created_ns":5,"metadata":{{}}}}'
+        header = text.encode("latin-1")
+        head = headers.PRELUDE.pack(b"TIERBLK1", 1, len(header), hashlib.sha256(header).digest()) + header
+        if (path, number) == ("/a/b", "1"):
+            assert parse_header(head, 8193) == BlockInfo("/a/b", 1, 8192, 5, {})
+        else:
+            with pytest.raises(CorruptBlock):
+                parse_header(head, 8193)
+
+
+def test_a_header_that_was_read_before_is_read_again_when_the_file_was_touched(directory: Path) -> None:
+    for name in ("/a", "/b"):
+        write(directory, name, b"x" * 10)
+        for _ in range(2):
+            with Block.map(directory / name[1:], name) as block:
+                assert block.data == b"x" * 10
+    with (directory / "a").open("r+b") as file:  # as nobody but the owner can
+        file.seek(70)
+        file.write(b"!")
+    with pytest.raises(CorruptBlock):
+        Block.map(directory / "a", "/a")
+    os.rename(directory / "b", directory / "a")
+    with pytest.raises(CorruptBlock, match="should be /a and says it is /b"):
+        Block.map(directory / "a", "/a")
 
 
 def test_damaged_files_are_reported_and_not_listed(directory: Path) -> None:

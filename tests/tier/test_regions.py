@@ -24,7 +24,7 @@ def directory():
     import shutil
     import tempfile
 
-    path = Path(tempfile.mkdtemp(prefix="coproc-test-region-", dir="/dev/shm"))
+    path = Path(tempfile.mkdtemp(prefix=f"coproc-test-region-{os.getpid()}-", dir="/dev/shm"))
     yield path
     shutil.rmtree(path)
 
