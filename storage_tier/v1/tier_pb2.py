@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astorage_tier/v1/tier.proto\x12\x0fstorage_tier.v1\"2\n\x0eResponseHeader\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\":\n\rMetadataValue\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x03H\x00\x42\x07\n\x05value\"\xe4\x01\n\tBlockInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x03\x12\x12\n\ncreated_ns\x18\x04 \x01(\x03\x12:\n\x08metadata\x18\x05 \x03(\x0b\x32(.storage_tier.v1.BlockInfo.MetadataEntry\x1aO\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12-\n\x05value\x18\x02 \x01(\x0b\x32\x1e.storage_tier.v1.MetadataValue:\x02\x38\x01\"!\n\x0cHelloRequest\x12\x11\n\tchallenge\x18\x01 \x01(\x0c\"v\n\rHelloResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.storage_tier.v1.ResponseHeader\x12\x12\n\nnonce_path\x18\x02 \x01(\t\x12\x11\n\tdirectory\x18\x03 \x01(\t\x12\r\n\x05proof\x18\x04 \x01(\x0c\"\x0f\n\rStatusRequest\"\x8c\x02\n\x0eStatusResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.storage_tier.v1.ResponseHeader\x12\x11\n\tdirectory\x18\x02 \x01(\t\x12\x19\n\x11memory_used_bytes\x18\x03 \x01(\x03\x12\x1a\n\x12memory_limit_bytes\x18\x04 \x01(\x03\x12\x13\n\x0b\x62lock_count\x18\x05 \x01(\x03\x12\x13\n\x0b\x62lock_bytes\x18\x06 \x01(\x03\x12\x19\n\x11reservation_count\x18\x07 \x01(\x03\x12\x12\n\nstarted_ns\x18\x08 \x01(\x03\x12\x15\n\rdamaged_count\x18\t \x01(\x03\x12\x0f\n\x07\x64\x61maged\x18\n \x03(\t\"6\n\x12\x43reateBlockRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nfile_bytes\x18\x02 \x01(\x03\"\x81\x01\n\x13\x43reateBlockResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.storage_tier.v1.ResponseHeader\x12\x16\n\x0ereservation_id\x18\x02 \x01(\t\x12\x11\n\tdirectory\x18\x03 \x01(\t\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\x03\",\n\x12\x43ommitBlockRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\"q\n\x13\x43ommitBlockResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.storage_tier.v1.ResponseHeader\x12)\n\x05\x62lock\x18\x02 \x01(\x0b\x32\x1a.storage_tier.v1.BlockInfo\"+\n\x11\x41\x62ortBlockRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\"E\n\x12\x41\x62ortBlockResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.storage_tier.v1.ResponseHeader\"\xc2\x01\n\rPutBlockBegin\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12>\n\x08metadata\x18\x03 \x03(\x0b\x32,.storage_tier.v1.PutBlockBegin.MetadataEntry\x1aO\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12-\n\x05value\x18\x02 \x01(\x0b\x32\x1e.storage_tier.v1.MetadataValue:\x02\x38\x01\"[\n\x0fPutBlockRequest\x12/\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x1e.storage_tier.v1.PutBlockBeginH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"n\n\x10PutBlockResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.storage_tier.v1.ResponseHeader\x12)\n\x05\x62lock\x18\x02 \x01(\x0b\x32\x1a.storage_tier.v1.BlockInfo\" \n\x10OpenBlockRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"\x83\x01\n\x11OpenBlockResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.storage_tier.v1.ResponseHeader\x12)\n\x05\x62lock\x18\x02 \x01(\x0b\x32\x1a.storage_tier.v1.BlockInfo\x12\x12\n\nlocal_path\x18\x03 \x01(\t\"K\n\x10ReadBlockRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\x12\x13\n\x0blimit_bytes\x18\x03 \x01(\x03\"~\n\x11ReadBlockResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.storage_tier.v1.ResponseHeader\x12)\n\x05\x62lock\x18\x02 \x01(\x0b\x32\x1a.storage_tier.v1.BlockInfo\x12\r\n\x05\x63hunk\x18\x03 \x01(\x0c\"K\n\x11ListBlocksRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x12\n\npage_count\x18\x02 \x01(\x05\x12\x12\n\nafter_path\x18\x03 \x01(\t\"\x8a\x01\n\x12ListBlocksResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.storage_tier.v1.ResponseHeader\x12*\n\x06\x62locks\x18\x02 \x03(\x0b\x32\x1a.storage_tier.v1.BlockInfo\x12\x17\n\x0fnext_after_path\x18\x03 \x01(\t\"\"\n\x12\x44\x65leteBlockRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"F\n\x13\x44\x65leteBlockResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.storage_tier.v1.ResponseHeader\"%\n\x13\x44\x65leteBlocksRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\"^\n\x14\x44\x65leteBlocksResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.storage_tier.v1.ResponseHeader\x12\x15\n\rdeleted_count\x18\x02 \x01(\x03\x32\xaf\x07\n\x04Tier\x12\x46\n\x05Hello\x12\x1d.storage_tier.v1.HelloRequest\x1a\x1e.storage_tier.v1.HelloResponse\x12I\n\x06Status\x12\x1e.storage_tier.v1.StatusRequest\x1a\x1f.storage_tier.v1.StatusResponse\x12X\n\x0b\x43reateBlock\x12#.storage_tier.v1.CreateBlockRequest\x1a$.storage_tier.v1.CreateBlockResponse\x12X\n\x0b\x43ommitBlock\x12#.storage_tier.v1.CommitBlockRequest\x1a$.storage_tier.v1.CommitBlockResponse\x12U\n\nAbortBlock\x12\".storage_tier.v1.AbortBlockRequest\x1a#.storage_tier.v1.AbortBlockResponse\x12Q\n\x08PutBlock\x12 .storage_tier.v1.PutBlockRequest\x1a!.storage_tier.v1.PutBlockResponse(\x01\x12R\n\tOpenBlock\x12!.storage_tier.v1.OpenBlockRequest\x1a\".storage_tier.v1.OpenBlockResponse\x12T\n\tReadBlock\x12!.storage_tier.v1.ReadBlockRequest\x1a\".storage_tier.v1.ReadBlockResponse0\x01\x12U\n\nListBlocks\x12\".storage_tier.v1.ListBlocksRequest\x1a#.storage_tier.v1.ListBlocksResponse\x12X\n\x0b\x44\x65leteBlock\x12#.storage_tier.v1.DeleteBlockRequest\x1a$.storage_tier.v1.DeleteBlockResponse\x12[\n\x0c\x44\x65leteBlocks\x12$.storage_tier.v1.DeleteBlocksRequest\x1a%.storage_tier.v1.DeleteBlocksResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astorage_tier/v1/tier.proto\x12\x0fstorage_tier.v1\"2\n\x0eResponseHeader\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\":\n\rMetadataValue\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x03H\x00\x42\x07\n\x05value\"\xe4\x01\n\tBlockInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x03\x12\x12\n\ncreated_ns\x18\x04 \x01(\x03\x12:\n\x08metadata\x18\x05 \x03(\x0b\x32(.storage_tier.v1.BlockInfo.MetadataEntry\x1aO\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12-\n\x05value\x18\x02 \x01(\x0b\x32\x1e.storage_tier.v1.MetadataValue:\x02\x38\x01\"!\n\x0cHelloRequest\x12\x11\n\tchallenge\x18\x01 \x01(\x0c\"\xb1\x01\n\rHelloResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.storage_tier.v1.ResponseHeader\x12\x12\n\nnonce_path\x18\x02 \x01(\t\x12\x11\n\tdirectory\x18\x03 \x01(\t\x12\r\n\x05proof\x18\x04 \x01(\x0c\x12\x11\n\tline_path\x18\x05 \x01(\t\x12\x11\n\tline_port\x18\x06 \x01(\x05\x12\x13\n\x0bline_ticket\x18\x07 \x01(\x0c\"\x0f\n\rStatusRequest\"\x8c\x02\n\x0eStatusResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.storage_tier.v1.ResponseHeader\x12\x11\n\tdirectory\x18\x02 \x01(\t\x12\x19\n\x11memory_used_bytes\x18\x03 \x01(\x03\x12\x1a\n\x12memory_limit_bytes\x18\x04 \x01(\x03\x12\x13\n\x0b\x62lock_count\x18\x05 \x01(\x03\x12\x13\n\x0b\x62lock_bytes\x18\x06 \x01(\x03\x12\x19\n\x11reservation_count\x18\x07 \x01(\x03\x12\x12\n\nstarted_ns\x18\x08 \x01(\x03\x12\x15\n\rdamaged_count\x18\t \x01(\x03\x12\x0f\n\x07\x64\x61maged\x18\n \x03(\t\"K\n\x10ReadBlockRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\x12\x13\n\x0blimit_bytes\x18\x03 \x01(\x03\"~\n\x11ReadBlockResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.storage_tier.v1.ResponseHeader\x12)\n\x05\x62lock\x18\x02 \x01(\x0b\x32\x1a.storage_tier.v1.BlockInfo\x12\r\n\x05\x63hunk\x18\x03 \x01(\x0c\x32\xef\x01\n\x04Tier\x12\x46\n\x05Hello\x12\x1d.storage_tier.v1.HelloRequest\x1a\x1e.storage_tier.v1.HelloResponse\x12I\n\x06Status\x12\x1e.storage_tier.v1.StatusRequest\x1a\x1f.storage_tier.v1.StatusResponse\x12T\n\tReadBlock\x12!.storage_tier.v1.ReadBlockRequest\x1a\".storage_tier.v1.ReadBlockResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_BLOCKINFO_METADATAENTRY']._loaded_options = None
   _globals['_BLOCKINFO_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_PUTBLOCKBEGIN_METADATAENTRY']._loaded_options = None
-  _globals['_PUTBLOCKBEGIN_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_RESPONSEHEADER']._serialized_start=47
   _globals['_RESPONSEHEADER']._serialized_end=97
   _globals['_METADATAVALUE']._serialized_start=99
@@ -45,52 +43,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BLOCKINFO_METADATAENTRY']._serialized_end=388
   _globals['_HELLOREQUEST']._serialized_start=390
   _globals['_HELLOREQUEST']._serialized_end=423
-  _globals['_HELLORESPONSE']._serialized_start=425
-  _globals['_HELLORESPONSE']._serialized_end=543
-  _globals['_STATUSREQUEST']._serialized_start=545
-  _globals['_STATUSREQUEST']._serialized_end=560
-  _globals['_STATUSRESPONSE']._serialized_start=563
-  _globals['_STATUSRESPONSE']._serialized_end=831
-  _globals['_CREATEBLOCKREQUEST']._serialized_start=833
-  _globals['_CREATEBLOCKREQUEST']._serialized_end=887
-  _globals['_CREATEBLOCKRESPONSE']._serialized_start=890
-  _globals['_CREATEBLOCKRESPONSE']._serialized_end=1019
-  _globals['_COMMITBLOCKREQUEST']._serialized_start=1021
-  _globals['_COMMITBLOCKREQUEST']._serialized_end=1065
-  _globals['_COMMITBLOCKRESPONSE']._serialized_start=1067
-  _globals['_COMMITBLOCKRESPONSE']._serialized_end=1180
-  _globals['_ABORTBLOCKREQUEST']._serialized_start=1182
-  _globals['_ABORTBLOCKREQUEST']._serialized_end=1225
-  _globals['_ABORTBLOCKRESPONSE']._serialized_start=1227
-  _globals['_ABORTBLOCKRESPONSE']._serialized_end=1296
-  _globals['_PUTBLOCKBEGIN']._serialized_start=1299
-  _globals['_PUTBLOCKBEGIN']._serialized_end=1493
-  _globals['_PUTBLOCKBEGIN_METADATAENTRY']._serialized_start=309
-  _globals['_PUTBLOCKBEGIN_METADATAENTRY']._serialized_end=388
-  _globals['_PUTBLOCKREQUEST']._serialized_start=1495
-  _globals['_PUTBLOCKREQUEST']._serialized_end=1586
-  _globals['_PUTBLOCKRESPONSE']._serialized_start=1588
-  _globals['_PUTBLOCKRESPONSE']._serialized_end=1698
-  _globals['_OPENBLOCKREQUEST']._serialized_start=1700
-  _globals['_OPENBLOCKREQUEST']._serialized_end=1732
-  _globals['_OPENBLOCKRESPONSE']._serialized_start=1735
-  _globals['_OPENBLOCKRESPONSE']._serialized_end=1866
-  _globals['_READBLOCKREQUEST']._serialized_start=1868
-  _globals['_READBLOCKREQUEST']._serialized_end=1943
-  _globals['_READBLOCKRESPONSE']._serialized_start=1945
-  _globals['_READBLOCKRESPONSE']._serialized_end=2071
-  _globals['_LISTBLOCKSREQUEST']._serialized_start=2073
-  _globals['_LISTBLOCKSREQUEST']._serialized_end=2148
-  _globals['_LISTBLOCKSRESPONSE']._serialized_start=2151
-  _globals['_LISTBLOCKSRESPONSE']._serialized_end=2289
-  _globals['_DELETEBLOCKREQUEST']._serialized_start=2291
-  _globals['_DELETEBLOCKREQUEST']._serialized_end=2325
-  _globals['_DELETEBLOCKRESPONSE']._serialized_start=2327
-  _globals['_DELETEBLOCKRESPONSE']._serialized_end=2397
-  _globals['_DELETEBLOCKSREQUEST']._serialized_start=2399
-  _globals['_DELETEBLOCKSREQUEST']._serialized_end=2436
-  _globals['_DELETEBLOCKSRESPONSE']._serialized_start=2438
-  _globals['_DELETEBLOCKSRESPONSE']._serialized_end=2532
-  _globals['_TIER']._serialized_start=2535
-  _globals['_TIER']._serialized_end=3478
+  _globals['_HELLORESPONSE']._serialized_start=426
+  _globals['_HELLORESPONSE']._serialized_end=603
+  _globals['_STATUSREQUEST']._serialized_start=605
+  _globals['_STATUSREQUEST']._serialized_end=620
+  _globals['_STATUSRESPONSE']._serialized_start=623
+  _globals['_STATUSRESPONSE']._serialized_end=891
+  _globals['_READBLOCKREQUEST']._serialized_start=893
+  _globals['_READBLOCKREQUEST']._serialized_end=968
+  _globals['_READBLOCKRESPONSE']._serialized_start=970
+  _globals['_READBLOCKRESPONSE']._serialized_end=1096
+  _globals['_TIER']._serialized_start=1099
+  _globals['_TIER']._serialized_end=1338
 # @@protoc_insertion_point(module_scope)

@@ -50,16 +50,22 @@ class HelloRequest(_message.Message):
     def __init__(self, challenge: _Optional[bytes] = ...) -> None: ...
 
 class HelloResponse(_message.Message):
-    __slots__ = ("header", "nonce_path", "directory", "proof")
+    __slots__ = ("header", "nonce_path", "directory", "proof", "line_path", "line_port", "line_ticket")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     NONCE_PATH_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
+    LINE_PATH_FIELD_NUMBER: _ClassVar[int]
+    LINE_PORT_FIELD_NUMBER: _ClassVar[int]
+    LINE_TICKET_FIELD_NUMBER: _ClassVar[int]
     header: ResponseHeader
     nonce_path: str
     directory: str
     proof: bytes
-    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., nonce_path: _Optional[str] = ..., directory: _Optional[str] = ..., proof: _Optional[bytes] = ...) -> None: ...
+    line_path: str
+    line_port: int
+    line_ticket: bytes
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., nonce_path: _Optional[str] = ..., directory: _Optional[str] = ..., proof: _Optional[bytes] = ..., line_path: _Optional[str] = ..., line_port: _Optional[int] = ..., line_ticket: _Optional[bytes] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ()
@@ -89,101 +95,6 @@ class StatusResponse(_message.Message):
     damaged: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., directory: _Optional[str] = ..., memory_used_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., block_count: _Optional[int] = ..., block_bytes: _Optional[int] = ..., reservation_count: _Optional[int] = ..., started_ns: _Optional[int] = ..., damaged_count: _Optional[int] = ..., damaged: _Optional[_Iterable[str]] = ...) -> None: ...
 
-class CreateBlockRequest(_message.Message):
-    __slots__ = ("path", "file_bytes")
-    PATH_FIELD_NUMBER: _ClassVar[int]
-    FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
-    path: str
-    file_bytes: int
-    def __init__(self, path: _Optional[str] = ..., file_bytes: _Optional[int] = ...) -> None: ...
-
-class CreateBlockResponse(_message.Message):
-    __slots__ = ("header", "reservation_id", "directory", "ttl_ms")
-    HEADER_FIELD_NUMBER: _ClassVar[int]
-    RESERVATION_ID_FIELD_NUMBER: _ClassVar[int]
-    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
-    TTL_MS_FIELD_NUMBER: _ClassVar[int]
-    header: ResponseHeader
-    reservation_id: str
-    directory: str
-    ttl_ms: int
-    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., reservation_id: _Optional[str] = ..., directory: _Optional[str] = ..., ttl_ms: _Optional[int] = ...) -> None: ...
-
-class CommitBlockRequest(_message.Message):
-    __slots__ = ("reservation_id",)
-    RESERVATION_ID_FIELD_NUMBER: _ClassVar[int]
-    reservation_id: str
-    def __init__(self, reservation_id: _Optional[str] = ...) -> None: ...
-
-class CommitBlockResponse(_message.Message):
-    __slots__ = ("header", "block")
-    HEADER_FIELD_NUMBER: _ClassVar[int]
-    BLOCK_FIELD_NUMBER: _ClassVar[int]
-    header: ResponseHeader
-    block: BlockInfo
-    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., block: _Optional[_Union[BlockInfo, _Mapping]] = ...) -> None: ...
-
-class AbortBlockRequest(_message.Message):
-    __slots__ = ("reservation_id",)
-    RESERVATION_ID_FIELD_NUMBER: _ClassVar[int]
-    reservation_id: str
-    def __init__(self, reservation_id: _Optional[str] = ...) -> None: ...
-
-class AbortBlockResponse(_message.Message):
-    __slots__ = ("header",)
-    HEADER_FIELD_NUMBER: _ClassVar[int]
-    header: ResponseHeader
-    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ...) -> None: ...
-
-class PutBlockBegin(_message.Message):
-    __slots__ = ("path", "size_bytes", "metadata")
-    class MetadataEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: MetadataValue
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[MetadataValue, _Mapping]] = ...) -> None: ...
-    PATH_FIELD_NUMBER: _ClassVar[int]
-    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
-    METADATA_FIELD_NUMBER: _ClassVar[int]
-    path: str
-    size_bytes: int
-    metadata: _containers.MessageMap[str, MetadataValue]
-    def __init__(self, path: _Optional[str] = ..., size_bytes: _Optional[int] = ..., metadata: _Optional[_Mapping[str, MetadataValue]] = ...) -> None: ...
-
-class PutBlockRequest(_message.Message):
-    __slots__ = ("begin", "chunk")
-    BEGIN_FIELD_NUMBER: _ClassVar[int]
-    CHUNK_FIELD_NUMBER: _ClassVar[int]
-    begin: PutBlockBegin
-    chunk: bytes
-    def __init__(self, begin: _Optional[_Union[PutBlockBegin, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
-
-class PutBlockResponse(_message.Message):
-    __slots__ = ("header", "block")
-    HEADER_FIELD_NUMBER: _ClassVar[int]
-    BLOCK_FIELD_NUMBER: _ClassVar[int]
-    header: ResponseHeader
-    block: BlockInfo
-    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., block: _Optional[_Union[BlockInfo, _Mapping]] = ...) -> None: ...
-
-class OpenBlockRequest(_message.Message):
-    __slots__ = ("path",)
-    PATH_FIELD_NUMBER: _ClassVar[int]
-    path: str
-    def __init__(self, path: _Optional[str] = ...) -> None: ...
-
-class OpenBlockResponse(_message.Message):
-    __slots__ = ("header", "block", "local_path")
-    HEADER_FIELD_NUMBER: _ClassVar[int]
-    BLOCK_FIELD_NUMBER: _ClassVar[int]
-    LOCAL_PATH_FIELD_NUMBER: _ClassVar[int]
-    header: ResponseHeader
-    block: BlockInfo
-    local_path: str
-    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., block: _Optional[_Union[BlockInfo, _Mapping]] = ..., local_path: _Optional[str] = ...) -> None: ...
-
 class ReadBlockRequest(_message.Message):
     __slots__ = ("path", "offset_bytes", "limit_bytes")
     PATH_FIELD_NUMBER: _ClassVar[int]
@@ -203,49 +114,3 @@ class ReadBlockResponse(_message.Message):
     block: BlockInfo
     chunk: bytes
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., block: _Optional[_Union[BlockInfo, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
-
-class ListBlocksRequest(_message.Message):
-    __slots__ = ("prefix", "page_count", "after_path")
-    PREFIX_FIELD_NUMBER: _ClassVar[int]
-    PAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
-    AFTER_PATH_FIELD_NUMBER: _ClassVar[int]
-    prefix: str
-    page_count: int
-    after_path: str
-    def __init__(self, prefix: _Optional[str] = ..., page_count: _Optional[int] = ..., after_path: _Optional[str] = ...) -> None: ...
-
-class ListBlocksResponse(_message.Message):
-    __slots__ = ("header", "blocks", "next_after_path")
-    HEADER_FIELD_NUMBER: _ClassVar[int]
-    BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    NEXT_AFTER_PATH_FIELD_NUMBER: _ClassVar[int]
-    header: ResponseHeader
-    blocks: _containers.RepeatedCompositeFieldContainer[BlockInfo]
-    next_after_path: str
-    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., blocks: _Optional[_Iterable[_Union[BlockInfo, _Mapping]]] = ..., next_after_path: _Optional[str] = ...) -> None: ...
-
-class DeleteBlockRequest(_message.Message):
-    __slots__ = ("path",)
-    PATH_FIELD_NUMBER: _ClassVar[int]
-    path: str
-    def __init__(self, path: _Optional[str] = ...) -> None: ...
-
-class DeleteBlockResponse(_message.Message):
-    __slots__ = ("header",)
-    HEADER_FIELD_NUMBER: _ClassVar[int]
-    header: ResponseHeader
-    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ...) -> None: ...
-
-class DeleteBlocksRequest(_message.Message):
-    __slots__ = ("prefix",)
-    PREFIX_FIELD_NUMBER: _ClassVar[int]
-    prefix: str
-    def __init__(self, prefix: _Optional[str] = ...) -> None: ...
-
-class DeleteBlocksResponse(_message.Message):
-    __slots__ = ("header", "deleted_count")
-    HEADER_FIELD_NUMBER: _ClassVar[int]
-    DELETED_COUNT_FIELD_NUMBER: _ClassVar[int]
-    header: ResponseHeader
-    deleted_count: int
-    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., deleted_count: _Optional[int] = ...) -> None: ...

@@ -28,9 +28,9 @@ if _version_not_supported:
 class TierStub:
     """Tier: sealed blocks of bytes in the shared memory of one server.
 
-    A client on the server's own host writes and reads the block files itself, by path; any other client sends and
-    receives bytes. A block never changes after it was committed. Every answer carries a header; every refusal carries
-    the name of its error class in the trailing metadata `error-class` and a sentence in the status message.
+    Blocks are written and removed through the service Files alone, whose catalog names them; here the other servers
+    read them. A block never changes after it was committed. Every answer carries a header; every refusal carries the
+    name of its error class in the trailing metadata `error-class` and a sentence in the status message.
     """
 
     def __init__(self, channel):
@@ -49,59 +49,19 @@ class TierStub:
                 request_serializer=storage__tier_dot_v1_dot_tier__pb2.StatusRequest.SerializeToString,
                 response_deserializer=storage__tier_dot_v1_dot_tier__pb2.StatusResponse.FromString,
                 _registered_method=True)
-        self.CreateBlock = channel.unary_unary(
-                '/storage_tier.v1.Tier/CreateBlock',
-                request_serializer=storage__tier_dot_v1_dot_tier__pb2.CreateBlockRequest.SerializeToString,
-                response_deserializer=storage__tier_dot_v1_dot_tier__pb2.CreateBlockResponse.FromString,
-                _registered_method=True)
-        self.CommitBlock = channel.unary_unary(
-                '/storage_tier.v1.Tier/CommitBlock',
-                request_serializer=storage__tier_dot_v1_dot_tier__pb2.CommitBlockRequest.SerializeToString,
-                response_deserializer=storage__tier_dot_v1_dot_tier__pb2.CommitBlockResponse.FromString,
-                _registered_method=True)
-        self.AbortBlock = channel.unary_unary(
-                '/storage_tier.v1.Tier/AbortBlock',
-                request_serializer=storage__tier_dot_v1_dot_tier__pb2.AbortBlockRequest.SerializeToString,
-                response_deserializer=storage__tier_dot_v1_dot_tier__pb2.AbortBlockResponse.FromString,
-                _registered_method=True)
-        self.PutBlock = channel.stream_unary(
-                '/storage_tier.v1.Tier/PutBlock',
-                request_serializer=storage__tier_dot_v1_dot_tier__pb2.PutBlockRequest.SerializeToString,
-                response_deserializer=storage__tier_dot_v1_dot_tier__pb2.PutBlockResponse.FromString,
-                _registered_method=True)
-        self.OpenBlock = channel.unary_unary(
-                '/storage_tier.v1.Tier/OpenBlock',
-                request_serializer=storage__tier_dot_v1_dot_tier__pb2.OpenBlockRequest.SerializeToString,
-                response_deserializer=storage__tier_dot_v1_dot_tier__pb2.OpenBlockResponse.FromString,
-                _registered_method=True)
         self.ReadBlock = channel.unary_stream(
                 '/storage_tier.v1.Tier/ReadBlock',
                 request_serializer=storage__tier_dot_v1_dot_tier__pb2.ReadBlockRequest.SerializeToString,
                 response_deserializer=storage__tier_dot_v1_dot_tier__pb2.ReadBlockResponse.FromString,
-                _registered_method=True)
-        self.ListBlocks = channel.unary_unary(
-                '/storage_tier.v1.Tier/ListBlocks',
-                request_serializer=storage__tier_dot_v1_dot_tier__pb2.ListBlocksRequest.SerializeToString,
-                response_deserializer=storage__tier_dot_v1_dot_tier__pb2.ListBlocksResponse.FromString,
-                _registered_method=True)
-        self.DeleteBlock = channel.unary_unary(
-                '/storage_tier.v1.Tier/DeleteBlock',
-                request_serializer=storage__tier_dot_v1_dot_tier__pb2.DeleteBlockRequest.SerializeToString,
-                response_deserializer=storage__tier_dot_v1_dot_tier__pb2.DeleteBlockResponse.FromString,
-                _registered_method=True)
-        self.DeleteBlocks = channel.unary_unary(
-                '/storage_tier.v1.Tier/DeleteBlocks',
-                request_serializer=storage__tier_dot_v1_dot_tier__pb2.DeleteBlocksRequest.SerializeToString,
-                response_deserializer=storage__tier_dot_v1_dot_tier__pb2.DeleteBlocksResponse.FromString,
                 _registered_method=True)
 
 
 class TierServicer:
     """Tier: sealed blocks of bytes in the shared memory of one server.
 
-    A client on the server's own host writes and reads the block files itself, by path; any other client sends and
-    receives bytes. A block never changes after it was committed. Every answer carries a header; every refusal carries
-    the name of its error class in the trailing metadata `error-class` and a sentence in the status message.
+    Blocks are written and removed through the service Files alone, whose catalog names them; here the other servers
+    read them. A block never changes after it was committed. Every answer carries a header; every refusal carries the
+    name of its error class in the trailing metadata `error-class` and a sentence in the status message.
     """
 
     def Hello(self, request, context):
@@ -118,64 +78,8 @@ class TierServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def CreateBlock(self, request, context):
-        """CreateBlock: reserves memory for a block that a near client writes itself. Nothing is visible yet.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def CommitBlock(self, request, context):
-        """CommitBlock: takes over the block file that the client linked at its path. The link was the commit point.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def AbortBlock(self, request, context):
-        """AbortBlock: gives a reservation back. An unknown one is no error.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def PutBlock(self, request_iterator, context):
-        """PutBlock: bytes from a client elsewhere: one `begin`, then chunks. Published whole when the stream ends, or not at all.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def OpenBlock(self, request, context):
-        """OpenBlock: what a block is, and the path of its file on the server's host.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def ReadBlock(self, request, context):
         """ReadBlock: a range of a block's bytes in chunks; the first answer describes the block.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ListBlocks(self, request, context):
-        """ListBlocks: blocks at or below a prefix, in order of their paths, page by page.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def DeleteBlock(self, request, context):
-        """DeleteBlock: removes one block. Who has it open keeps its bytes.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def DeleteBlocks(self, request, context):
-        """DeleteBlocks: removes all blocks at or below a prefix. Not atomic over the blocks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,50 +98,10 @@ def add_TierServicer_to_server(servicer, server):
                     request_deserializer=storage__tier_dot_v1_dot_tier__pb2.StatusRequest.FromString,
                     response_serializer=storage__tier_dot_v1_dot_tier__pb2.StatusResponse.SerializeToString,
             ),
-            'CreateBlock': grpc.unary_unary_rpc_method_handler(
-                    servicer.CreateBlock,
-                    request_deserializer=storage__tier_dot_v1_dot_tier__pb2.CreateBlockRequest.FromString,
-                    response_serializer=storage__tier_dot_v1_dot_tier__pb2.CreateBlockResponse.SerializeToString,
-            ),
-            'CommitBlock': grpc.unary_unary_rpc_method_handler(
-                    servicer.CommitBlock,
-                    request_deserializer=storage__tier_dot_v1_dot_tier__pb2.CommitBlockRequest.FromString,
-                    response_serializer=storage__tier_dot_v1_dot_tier__pb2.CommitBlockResponse.SerializeToString,
-            ),
-            'AbortBlock': grpc.unary_unary_rpc_method_handler(
-                    servicer.AbortBlock,
-                    request_deserializer=storage__tier_dot_v1_dot_tier__pb2.AbortBlockRequest.FromString,
-                    response_serializer=storage__tier_dot_v1_dot_tier__pb2.AbortBlockResponse.SerializeToString,
-            ),
-            'PutBlock': grpc.stream_unary_rpc_method_handler(
-                    servicer.PutBlock,
-                    request_deserializer=storage__tier_dot_v1_dot_tier__pb2.PutBlockRequest.FromString,
-                    response_serializer=storage__tier_dot_v1_dot_tier__pb2.PutBlockResponse.SerializeToString,
-            ),
-            'OpenBlock': grpc.unary_unary_rpc_method_handler(
-                    servicer.OpenBlock,
-                    request_deserializer=storage__tier_dot_v1_dot_tier__pb2.OpenBlockRequest.FromString,
-                    response_serializer=storage__tier_dot_v1_dot_tier__pb2.OpenBlockResponse.SerializeToString,
-            ),
             'ReadBlock': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadBlock,
                     request_deserializer=storage__tier_dot_v1_dot_tier__pb2.ReadBlockRequest.FromString,
                     response_serializer=storage__tier_dot_v1_dot_tier__pb2.ReadBlockResponse.SerializeToString,
-            ),
-            'ListBlocks': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListBlocks,
-                    request_deserializer=storage__tier_dot_v1_dot_tier__pb2.ListBlocksRequest.FromString,
-                    response_serializer=storage__tier_dot_v1_dot_tier__pb2.ListBlocksResponse.SerializeToString,
-            ),
-            'DeleteBlock': grpc.unary_unary_rpc_method_handler(
-                    servicer.DeleteBlock,
-                    request_deserializer=storage__tier_dot_v1_dot_tier__pb2.DeleteBlockRequest.FromString,
-                    response_serializer=storage__tier_dot_v1_dot_tier__pb2.DeleteBlockResponse.SerializeToString,
-            ),
-            'DeleteBlocks': grpc.unary_unary_rpc_method_handler(
-                    servicer.DeleteBlocks,
-                    request_deserializer=storage__tier_dot_v1_dot_tier__pb2.DeleteBlocksRequest.FromString,
-                    response_serializer=storage__tier_dot_v1_dot_tier__pb2.DeleteBlocksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -250,9 +114,9 @@ def add_TierServicer_to_server(servicer, server):
 class Tier:
     """Tier: sealed blocks of bytes in the shared memory of one server.
 
-    A client on the server's own host writes and reads the block files itself, by path; any other client sends and
-    receives bytes. A block never changes after it was committed. Every answer carries a header; every refusal carries
-    the name of its error class in the trailing metadata `error-class` and a sentence in the status message.
+    Blocks are written and removed through the service Files alone, whose catalog names them; here the other servers
+    read them. A block never changes after it was committed. Every answer carries a header; every refusal carries the
+    name of its error class in the trailing metadata `error-class` and a sentence in the status message.
     """
 
     @staticmethod
@@ -310,141 +174,6 @@ class Tier:
             _registered_method=True)
 
     @staticmethod
-    def CreateBlock(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/storage_tier.v1.Tier/CreateBlock',
-            storage__tier_dot_v1_dot_tier__pb2.CreateBlockRequest.SerializeToString,
-            storage__tier_dot_v1_dot_tier__pb2.CreateBlockResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def CommitBlock(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/storage_tier.v1.Tier/CommitBlock',
-            storage__tier_dot_v1_dot_tier__pb2.CommitBlockRequest.SerializeToString,
-            storage__tier_dot_v1_dot_tier__pb2.CommitBlockResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def AbortBlock(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/storage_tier.v1.Tier/AbortBlock',
-            storage__tier_dot_v1_dot_tier__pb2.AbortBlockRequest.SerializeToString,
-            storage__tier_dot_v1_dot_tier__pb2.AbortBlockResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def PutBlock(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_unary(
-            request_iterator,
-            target,
-            '/storage_tier.v1.Tier/PutBlock',
-            storage__tier_dot_v1_dot_tier__pb2.PutBlockRequest.SerializeToString,
-            storage__tier_dot_v1_dot_tier__pb2.PutBlockResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def OpenBlock(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/storage_tier.v1.Tier/OpenBlock',
-            storage__tier_dot_v1_dot_tier__pb2.OpenBlockRequest.SerializeToString,
-            storage__tier_dot_v1_dot_tier__pb2.OpenBlockResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
     def ReadBlock(request,
             target,
             options=(),
@@ -461,87 +190,6 @@ class Tier:
             '/storage_tier.v1.Tier/ReadBlock',
             storage__tier_dot_v1_dot_tier__pb2.ReadBlockRequest.SerializeToString,
             storage__tier_dot_v1_dot_tier__pb2.ReadBlockResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ListBlocks(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/storage_tier.v1.Tier/ListBlocks',
-            storage__tier_dot_v1_dot_tier__pb2.ListBlocksRequest.SerializeToString,
-            storage__tier_dot_v1_dot_tier__pb2.ListBlocksResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def DeleteBlock(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/storage_tier.v1.Tier/DeleteBlock',
-            storage__tier_dot_v1_dot_tier__pb2.DeleteBlockRequest.SerializeToString,
-            storage__tier_dot_v1_dot_tier__pb2.DeleteBlockResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def DeleteBlocks(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/storage_tier.v1.Tier/DeleteBlocks',
-            storage__tier_dot_v1_dot_tier__pb2.DeleteBlocksRequest.SerializeToString,
-            storage__tier_dot_v1_dot_tier__pb2.DeleteBlocksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -18,16 +19,17 @@ from storage_tier.tier import Tier
 SERVE = """
 import sys
 from pathlib import Path
-from storage_tier.server import RpcServer, TierService
+from storage_tier.server import TierServer
 from storage_tier.tier import Tier
-from storage_tier.wire import TlsServer
+from storage_tier.wire import TlsClient, TlsServer
 
-directory, port, memory_bytes, token, certificate, key = sys.argv[1:]
+directory, port, memory_bytes, token, certificate, key, catalog, spill = sys.argv[1:]
 tls = TlsServer(Path(certificate), Path(key)) if certificate else None
-with Tier(Path(directory), int(memory_bytes)) as tier:
-    service = TierService(tier)
-    with RpcServer(port=int(port), token=token or None, tls=tls) as server:
-        server.add(service.register, service.NAME)
+trust = TlsClient(Path(certificate), server_name="tier") if certificate else None
+with Tier(Path(directory), int(memory_bytes), Path(spill) if spill else None) as tier:
+    with TierServer(
+        tier, catalog=catalog or None, port=int(port), token=token or None, tls=tls, trust=trust
+    ) as server:
         print(server.start(), flush=True)
         sys.stdin.read()
 """
@@ -43,10 +45,12 @@ class TierProcess:
         token: str = "",
         certificate: str = "",
         key: str = "",
+        catalog: str = "",
+        spill: str = "",
     ) -> None:
         self.directory = directory
         self.port = 0
-        self._rest = [str(memory_bytes), token, certificate, key]
+        self._rest = [str(memory_bytes), token, certificate, key, catalog, spill]
         self.start()
 
     @property
@@ -75,7 +79,7 @@ class TierProcess:
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """An empty directory in shared memory."""
-    path = Path(tempfile.mkdtemp(prefix="coproc-test-", dir="/dev/shm"))
+    path = Path(tempfile.mkdtemp(prefix=f"coproc-test-{os.getpid()}-", dir="/dev/shm"))
     yield path
     shutil.rmtree(path)
 
@@ -93,7 +97,7 @@ def serve(directory: Path) -> Iterator[Callable[..., TierProcess]]:
     started: list[TierProcess] = []
 
     def start(**arguments: object) -> TierProcess:
-        started.append(TierProcess(directory, **arguments))
+        started.append(TierProcess(**{"directory": directory, **arguments}))
         return started[-1]
 
     yield start
@@ -105,7 +109,7 @@ def serve(directory: Path) -> Iterator[Callable[..., TierProcess]]:
 @pytest.fixture(scope="module")
 def shared_server() -> Iterator[TierProcess]:
     """One server for a whole module."""
-    path = Path(tempfile.mkdtemp(prefix="coproc-test-", dir="/dev/shm"))
+    path = Path(tempfile.mkdtemp(prefix=f"coproc-test-{os.getpid()}-", dir="/dev/shm"))
     server = TierProcess(path)
     yield server
     assert server.stop() == 0

@@ -20,36 +20,48 @@ import pytest
 
 from storage_tier.blocks import scan
 from storage_tier.client import TierClient
+from storage_tier.client.writing import FAR_INLINE_BYTES, NEAR_INLINE_BYTES
 from storage_tier.errors import (
-    BlockExists,
-    BlockNotFound,
+    BytesLost,
     CorruptBlock,
     InvalidPath,
     InvalidRequest,
     OutOfMemory,
+    PathExists,
+    PathNotDirectory,
+    PathNotFound,
     Unreachable,
     Unsupported,
+    VersionConflict,
 )
-from storage_tier.headers import block_file
 from storage_tier.wire import CHUNK_BYTES, channel
+
+SIZES = [0, 1, NEAR_INLINE_BYTES, NEAR_INLINE_BYTES + 1, CHUNK_BYTES - 1, FAR_INLINE_BYTES + 1, 3 * CHUNK_BYTES + 17]
 
 
 def content(number: int, size_bytes: int) -> np.ndarray:
-    """The bytes of block `number` in closed form."""
+    """The bytes of file `number` in closed form."""
     return ((np.arange(size_bytes, dtype=np.uint32) * 31 + number * 7) % 251).astype(np.uint8)
 
 
 # ---- the same near and far
 
 
-@pytest.mark.parametrize("size_bytes", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, 3 * CHUNK_BYTES + 17])
+def only_block(directory: Path) -> Path:
+    """The file of the one block that a server has."""
+    (file,) = (path for path in (directory / "blocks").rglob("*") if path.is_file())
+    return file
+
+
+@pytest.mark.parametrize("size_bytes", SIZES)
 def test_put_and_open(client: TierClient, size_bytes: int) -> None:
     values = content(5, size_bytes)
-    info = client.put("/runs/r/data/5", values, {"rows": size_bytes, "kind": "größe"})
-    assert (info.path, info.size_bytes) == ("/runs/r/data/5", size_bytes)
+    metadata = {"rows": size_bytes, "kind": "größe", "loss": 0.25, "whole": True, "note": None}
+    info = client.put("/runs/r/data/5", values, metadata)
+    assert (info.path, info.kind, info.size_bytes) == ("/runs/r/data/5", "file", size_bytes)
     with client.open("runs/r/data/5") as block:
         assert block.info == info == client.info("/runs/r/data/5")
-        assert block.metadata == {"rows": size_bytes, "kind": "größe"}
+        assert block.metadata == metadata
         assert block.near == client.near
         assert block.data.readonly
         assert np.array_equal(np.frombuffer(block.data, np.uint8), values)
@@ -63,21 +75,98 @@ def test_many_buffers_are_one_block(client: TierClient) -> None:
 
 def test_a_name_is_given_once(client: TierClient) -> None:
     client.put("/a", b"first")
-    with pytest.raises(BlockExists, match="exists already"):
-        client.put("/a", b"second")
-    with pytest.raises(BlockExists, match="/a is a block"):
-        client.put("/a/b", b"below")
+    for size_bytes in SIZES[:5]:
+        with pytest.raises(PathExists, match="/a already"):
+            client.put("/a", bytes(size_bytes))
+        with pytest.raises(PathNotDirectory, match="/a is a file"):
+            client.put("/a/b", bytes(size_bytes))
     with client.open("/a") as block:
         assert block.data == b"first"
     status = client.status()
     assert (status.block_count, status.reservation_count) == (1, 0)
 
 
+@pytest.mark.parametrize("size_bytes", SIZES[1:5])
+def test_a_new_version_when_asked_for(client: TierClient, size_bytes: int) -> None:
+    first = client.put("/a", b"first").version
+    with client.open("/a") as old:
+        assert client.put("/a", content(2, size_bytes), overwrite=True).version == first + 1
+        assert old.data == b"first", "who has it open keeps its bytes"
+    assert client.put("/a", content(3, size_bytes), expected_version=first + 1).version == first + 2
+    for stale in (first + 1, 0):
+        with pytest.raises(VersionConflict, match=f"version {first + 2}"):
+            client.put("/a", content(4, size_bytes), expected_version=stale)
+    client.put("/b", content(1, size_bytes), expected_version=0)
+    with client.open("/a", version=first + 2) as block:
+        assert np.array_equal(np.frombuffer(block.data, np.uint8), content(3, size_bytes))
+    with pytest.raises(VersionConflict):
+        client.open("/a", version=first + 1)
+    with pytest.raises(VersionConflict):
+        client.read("/a", 0, 1, version=first + 1)
+    client.delete_prefix("/b")
+    assert client.status().block_count == 1, "the replaced blocks are gone"
+
+
+@pytest.mark.parametrize("pieces", [[], [0], [10, 20], [NEAR_INLINE_BYTES, 1], [1 << 20] * 5, [100_000] * 90])
+def test_a_file_written_piece_by_piece(client: TierClient, pieces: list[int]) -> None:
+    values = content(9, sum(pieces))
+    with client.create("/a", {"n": len(pieces)}) as writer:
+        at = 0
+        for size_bytes in pieces:
+            assert writer.write(values[at : at + size_bytes]) == size_bytes
+            at += size_bytes
+            assert writer.size_bytes == at
+        assert not client.exists("/a")
+    assert writer.info == client.stat("/a")
+    with client.open("/a") as block:
+        assert np.array_equal(np.frombuffer(block.data, np.uint8), values)
+        assert block.metadata == {"n": len(pieces)}
+    status = client.status()
+    assert (status.block_count, status.reservation_count) == (1, 0)
+
+
+@pytest.mark.parametrize("size_bytes", [1, 3 << 20])
+def test_a_writer_that_raises_publishes_nothing(client: TierClient, size_bytes: int) -> None:
+    class Oops(Exception):
+        pass
+
+    def fail() -> None:
+        with writer:
+            writer.write(bytes(size_bytes))
+            raise Oops
+
+    writer = client.create("/a")
+    with pytest.raises(Oops):
+        fail()
+    with pytest.raises(ValueError, match="closed"):
+        writer.write(b"x")
+    with pytest.raises(ValueError, match="not published"):
+        _ = writer.info
+    client.put("/a", b"")
+    with pytest.raises(PathExists), client.create("/a") as writer:
+        writer.write(bytes(size_bytes))
+    status = client.status()
+    assert (status.reservation_count, status.memory_used_bytes) == (0, 4096)
+
+
+def test_a_writer_uses_the_memory_to_the_last(client: TierClient) -> None:
+    def write(size_bytes: int) -> None:
+        with client.create("/much") as writer:
+            for _ in range(size_bytes >> 20):
+                writer.write(bytes(1 << 20))
+
+    with pytest.raises(OutOfMemory):
+        write(70 << 20)
+    assert client.status().memory_used_bytes == 0
+    write(60 << 20)
+    assert client.stat("/much").size_bytes == 60 << 20
+
+
 def test_of_many_writers_of_one_name_one_wins(client: TierClient) -> None:
     def put(me: int) -> int | None:
         try:
             client.put("/a", bytes([me]) * 50_000, {"me": me})
-        except BlockExists:
+        except PathExists:
             return None
         return me
 
@@ -88,7 +177,7 @@ def test_of_many_writers_of_one_name_one_wins(client: TierClient) -> None:
         assert set(block.data) == {winner}
     status = client.status()
     assert status.reservation_count == 0
-    assert status.memory_used_bytes == block.info.memory_bytes
+    assert status.memory_used_bytes == 4096 + -(-50_000 // 4096) * 4096
 
 
 def test_list_exists_delete(client: TierClient) -> None:
@@ -96,26 +185,31 @@ def test_list_exists_delete(client: TierClient) -> None:
         client.put(f"/runs/a/{number}", bytes(number))
     client.put("/runs/ab", b"")
     assert [info.size_bytes for info in client.list("/runs/a")] == [0, 1, 2, 3, 4]
-    assert len(client.list()) == 6
+    assert [(info.path, info.kind) for info in client.list("/runs")] == [("/runs/a", "directory"), ("/runs/ab", "file")]
+    assert len(list(client.find())) == 8
     assert client.exists("/runs/a/3")
     client.delete("/runs/a/3")
     assert not client.exists("/runs/a/3")
+    assert not client.exists("/runs/ab/3")
     for call in (client.delete, client.open, client.info):
-        with pytest.raises(BlockNotFound, match="/runs/a/3"):
+        with pytest.raises(PathNotFound, match="/runs/a/3"):
             call("/runs/a/3")
     with pytest.raises(FileNotFoundError):
         client.read("/runs/a/3", 0, 1)
     assert client.delete_prefix("/runs/a") == 4
-    assert [info.path for info in client.list("/")] == ["/runs/ab"]
+    assert [info.path for info in client.list("/runs")] == ["/runs/ab"]
     assert client.delete_prefix("/nothing") == 0
+    assert client.delete_prefix("") == 1
+    assert client.list() == []
 
 
 def test_a_long_list_comes_in_pages(client: TierClient) -> None:
-    # Large metadata ends a page before its thousand blocks.
+    # Large metadata ends a page before its thousand entries.
     paths = [f"/many/{number:03}" for number in range(150)]
     for path in paths:
         client.put(path, b"", {"text": "x" * 60_000})
     assert [info.path for info in client.list("/many")] == paths
+    assert [info.path for info in client.find("/")] == ["/many", *paths]
 
 
 def test_ranges(client: TierClient) -> None:
@@ -136,7 +230,7 @@ def test_ranges(client: TierClient) -> None:
 
 def test_the_budget_refuses_and_readers_go_on(client: TierClient) -> None:
     client.put("/a", bytes(40 << 20))
-    with pytest.raises(OutOfMemory, match=r"/b .* asks for 30\.0 MiB.*64\.0 MiB 40\.0 MiB are in use"):
+    with pytest.raises(OutOfMemory, match=r"/b.* asks for 30\.0 MiB.*64\.0 MiB 40\.0 MiB are in use"):
         client.put("/b", bytes(30 << 20))
     with client.open("/a") as block:
         assert block.size_bytes == 40 << 20
@@ -145,7 +239,7 @@ def test_the_budget_refuses_and_readers_go_on(client: TierClient) -> None:
     client.put("/b", bytes(30 << 20))
 
 
-@pytest.mark.parametrize("path", ["", "..", "/a/../b", "/a\0", "/" + "x" * 300, "/\udcff"])
+@pytest.mark.parametrize("path", ["//", "..", "/a/../b", "/a\0", "/" + "x" * 300, "/\udcff"])
 def test_bad_paths_get_a_sentence(client: TierClient, path: str) -> None:
     calls = [client.open, client.info, client.exists, client.delete, lambda path: client.put(path, b"")]
     for call in calls:
@@ -155,9 +249,8 @@ def test_bad_paths_get_a_sentence(client: TierClient, path: str) -> None:
 
 def test_damaged_blocks_are_not_served(client: TierClient, shared_server: object) -> None:
     client.put("/a", b"x" * 10_000)
-    file = block_file(shared_server.directory / "blocks", "/a")
-    os.truncate(file, 5000)
-    with pytest.raises(CorruptBlock, match=r"14,096 bytes, and the file has 5,000"):
+    os.truncate(only_block(shared_server.directory), 5000)
+    with pytest.raises((CorruptBlock, BytesLost)):
         client.open("/a")
     client.delete("/a")
 
@@ -171,7 +264,7 @@ def test_near_is_shared_memory(shared_server: object) -> None:
         client.delete_prefix("")
         client.put("/a", content(1, 1 << 20))
         with client.open("/a") as one, client.open("/a") as two:
-            file = block_file(shared_server.directory / "blocks", "/a")
+            file = only_block(shared_server.directory)
             addresses = [np.frombuffer(block.data, np.uint8).ctypes.data for block in (one, two)]
             maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
             spans = [fields[0].split("-") for fields in maps if fields[-1] == str(file)]
@@ -179,10 +272,44 @@ def test_near_is_shared_memory(shared_server: object) -> None:
                 assert any(int(low, 16) <= address < int(high, 16) for low, high in spans)
 
 
+def test_a_near_reader_gets_the_newest_version_and_holds_no_other(shared_server: object) -> None:
+    def held() -> set[str]:
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        return {line.split()[5] for line in maps if f"{shared_server.directory}/blocks/" in line}
+
+    with TierClient(shared_server.address, near=True) as client:
+        client.delete_prefix("")
+        client.put("/a", content(0, 1 << 20), {"n": 0})
+        with client.open("/a") as first:
+            (kept,) = held()
+            for number in range(1, 4):
+                client.put("/a", content(number, 1 << 20), {"n": number}, overwrite=True)
+                for _ in range(2):
+                    with client.open("/a") as file:
+                        assert np.array_equal(np.frombuffer(file.data, np.uint8), content(number, 1 << 20))
+                        assert (file.metadata, file.version) == ({"n": number}, first.version + number)
+                        file.metadata["n"] = "changed by its reader"
+                        assert len(held()) == 2
+                    assert held() == {kept}
+                with pytest.raises(VersionConflict):
+                    client.open("/a", version=first.version)
+                assert held() == {kept}
+            client.delete("/a")
+            with pytest.raises(PathNotFound):
+                client.open("/a")
+            client.put("/a", b"")
+            for _ in range(2):
+                with client.open("/a") as empty:
+                    assert (bytes(empty.data), empty.metadata) == (b"", {})
+                    empty.metadata["n"] = "changed by its reader"
+            assert held() == {kept}
+        assert held() == set()
+
+
 def test_near_is_asked_for_and_refused(shared_server: object, monkeypatch: pytest.MonkeyPatch) -> None:
     with TierClient(shared_server.address, near=False) as client:
         assert not client.near
-    monkeypatch.setattr("storage_tier.client.is_near", lambda *_: False)
+    monkeypatch.setattr("storage_tier.client.way.is_near", lambda *_: False)
     with TierClient(shared_server.address) as client:
         assert not client.near
         client.delete_prefix("")
@@ -295,17 +422,17 @@ def test_another_server_at_the_same_address(serve: Callable[..., object]) -> Non
             assert block.data == b"two"
             assert block.near
         # From the first server's answer straight into the second's, without a word in between.
-        stale = client._hello(float("inf"))
+        stale = client._connection.hello(float("inf"))
         server.kill()
         server.directory = server.directory.parent
         server.start()
         with TierClient(server.address) as other:
             wait_for(other)
         wait_for(client)
-        client._connect().hello = stale
+        client._connection._connect(float("inf")).hello = stale
         with client.open("/a") as block:
             assert block.data == b"one"
-        client._connect().hello = stale
+        client._connection._connect(float("inf")).hello = stale
         client.put("/c", b"three")
         assert client.info("/c").size_bytes == 5
         assert client.epoch == 2
@@ -349,38 +476,32 @@ def test_a_server_that_was_gone_for_long_is_found_within_a_second(serve: Callabl
         assert time.monotonic() - began < 1.5
 
 
-def test_a_commit_that_finds_another_start_of_the_server(
-    serve: Callable[..., object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_commit_that_finds_another_start_of_the_server(serve: Callable[..., object]) -> None:
     server = serve()
     with TierClient(server.address) as client:
-        call = client._call
+        call = client._connection.call
 
-        def restart_first(name: str, request: object, deadline_s: float) -> object:
-            if name == "CommitBlock":
+        def restart_first(name: str, request: object, deadline_s: float, again: bool = False) -> object:
+            if name == "CommitFile":
+                client._connection.call = call
                 server.kill()
                 server.start()
-                wait_for(TierClient(server.address)).close()
-                wait_for_channel(client)
-            return call(name, request, deadline_s)
+                wait_for(client)
+            return call(name, request, deadline_s, again)
 
-        def wait_for_channel(client: TierClient) -> None:
-            monkeypatch.undo()
-            wait_for(client)
-            client._call = restart_first
-
-        client._call = restart_first
-        assert client.put("/a", b"linked before the restart").size_bytes == 25
-        client._call = call
+        client._connection.call = restart_first
+        values = content(1, 300_000)
+        assert client.put("/a", values).size_bytes == 300_000
         with client.open("/a") as block:
-            assert block.data == b"linked before the restart"
+            assert np.array_equal(np.frombuffer(block.data, np.uint8), values)
+        assert client.status().block_count == 1, "what was linked before the restart is gone"
 
 
 WRITE = """
 import sys
 import numpy as np
 from storage_tier.client import TierClient
-from storage_tier.errors import BlockExists
+from storage_tier.errors import PathExists
 
 def content(number, size_bytes):
     return ((np.arange(size_bytes, dtype=np.uint32) * 31 + number * 7) % 251).astype(np.uint8)
@@ -389,8 +510,8 @@ address, near, first = sys.argv[1], sys.argv[2] == "near", int(sys.argv[3])
 client = TierClient(address, near=near)
 for number in range(first, first + 10_000):
     try:
-        client.put(f"/kill/{number:06}", content(number, 20_000 + number % 5), {"number": number})
-    except BlockExists:
+        client.put(f"/kill/{number:06}", content(number, 20_000 + 60_000 * (number % 3)), {"number": number})
+    except PathExists:
         continue
     print(number, flush=True)
 """
@@ -423,8 +544,13 @@ def test_killed_writers_lose_nothing_acknowledged_and_leave_nothing_half(
         for info in blocks:
             number = int(info.metadata["number"])
             with client.open(info.path) as block:
-                assert np.array_equal(np.frombuffer(block.data, np.uint8), content(number, 20_000 + number % 5))
+                assert np.array_equal(
+                    np.frombuffer(block.data, np.uint8), content(number, 20_000 + 60_000 * (number % 3))
+                )
         assert client.delete_prefix("/kill") == len(blocks)
+    # What a writer linked and did not live to tell of is nobody's file, and goes when its reservation ends, or now:
+    server.stop()
+    server.start()
     assert scan(server.directory / "blocks") == ([], [])
     assert os.listdir(server.directory / "blocks") == []
 
@@ -459,7 +585,7 @@ def test_a_killed_server_loses_nothing_acknowledged(serve: Callable[..., object]
             with client.open(info.path) as block:
                 expected = content(int(info.metadata["number"]), 50_000)
                 assert np.array_equal(np.frombuffer(block.data, np.uint8), expected)
-        assert client.status().memory_used_bytes == sum(info.memory_bytes for info in blocks)
+        assert client.status().memory_used_bytes == len(blocks) * (4096 + 13 * 4096)
 
 
 def wait_until(client: TierClient, reservation_count: int) -> object:
@@ -472,19 +598,19 @@ def wait_until(client: TierClient, reservation_count: int) -> object:
 
 
 def test_a_far_writer_that_dies_in_its_stream_publishes_nothing(client: TierClient, shared_server: object) -> None:
-    from storage_tier.v1 import tier_pb2, tier_pb2_grpc
+    from storage_tier.v1 import files_pb2, files_pb2_grpc
 
     with channel("127.0.0.1", shared_server.port) as plain:
-        begin = tier_pb2.PutBlockBegin(path="/half", size_bytes=100)
+        begin = files_pb2.SendFileBegin(path="/half", size_bytes=100)
 
         gone = threading.Event()
 
         def half() -> object:
-            yield tier_pb2.PutBlockRequest(begin=begin)
-            yield tier_pb2.PutBlockRequest(chunk=b"x" * 50)
+            yield files_pb2.SendFileRequest(begin=begin)
+            yield files_pb2.SendFileRequest(chunk=b"x" * 50)
             gone.wait(20)
 
-        call = tier_pb2_grpc.TierStub(plain).PutBlock.future(half(), timeout=20)
+        call = files_pb2_grpc.FilesStub(plain).SendFile.future(half(), timeout=20)
         wait_until(client, reservation_count=1)
         call.cancel()
         gone.set()
