@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,10 @@ from coproc.v1 import coproc_pb2 as pb
 from coproc.v1 import coproc_pb2_grpc
 from coproc.wire import ERRORS, as_coproc, chunks
 from storage_tier import wire as tier_wire
-from storage_tier.client import TierClient
 from storage_tier.errors import TierError
+
+if TYPE_CHECKING:
+    from storage_tier.client import TierClient
 
 
 def connect(
@@ -57,6 +59,9 @@ class Client:
     """Made by `connect`. Thread-safe; not to be used across a fork."""
 
     def __init__(self, address: str, token: str | None, tls: tier_wire.TlsClient | None, near: bool | None) -> None:
+        # Here, and not above: what only imports this package pays nothing for it.
+        from storage_tier.client import TierClient
+
         try:
             servers = tier_wire.parse_address(address)
             self.address = tier_wire.format_address(servers)
@@ -68,6 +73,7 @@ class Client:
         self._tiers = [TierClient(c, near=near) for c in self._channels]
         for tier, server in zip(self._tiers, self._servers, strict=True):
             tier.peer = server
+        self._tier = self._tiers[0]
         self._models: dict[str, Model] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -79,6 +85,9 @@ class Client:
         for tier in self._tiers:
             try:
                 tier.status(timeout_s=timeout_s)
+                # Any server answers for any file: the one on this host, else the first that answers.
+                if not answered or (tier.near and not self._tier.near):
+                    self._tier = tier
                 self.near = tier.near and (self.near or not answered)
                 answered += 1
             except TierError as error:
@@ -95,8 +104,8 @@ class Client:
 
     @property
     def tier(self) -> TierClient:
-        """Blocks of the first server's tier."""
-        return self._tiers[0]
+        """Files of the tier, through the server on this host where there is one."""
+        return self._tier
 
     def create_model(
         self,

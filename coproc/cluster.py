@@ -28,8 +28,9 @@ _MAKING_S = 60.0
 class LocalServer:
     """One server process of a `LocalCluster`."""
 
-    def __init__(self, directory: Path, environment: dict[str, str], memory_bytes: int | None) -> None:
+    def __init__(self, directory: Path, environment: dict[str, str], memory_bytes: int | None, catalog: Path) -> None:
         self._directory = directory
+        self._catalog = catalog
         self.environment = environment
         """Variables of the process; a change counts from the next restart on."""
         self._memory_bytes = memory_bytes
@@ -56,7 +57,7 @@ class LocalServer:
     def _launch(self) -> None:
         command = [
             sys.executable, "-m", "coproc.server.main", "--dir", str(self._directory), "--port", str(self.port),
-            "--parent-pid", str(os.getpid()),
+            "--parent-pid", str(os.getpid()), "--catalog", str(self._catalog),
         ]  # fmt: skip
         if self._memory_bytes is not None:
             command += ["--memory-bytes", str(self._memory_bytes)]
@@ -185,8 +186,10 @@ class LocalCluster:
         if memory_bytes is None and servers > 1:
             room = os.statvfs(self._directory)
             memory_bytes = int(0.8 * room.f_bavail * room.f_frsize / servers)
+        # One namespace: any server answers for any path.
+        catalog = self._directory / "catalog.sqlite"
         self.servers = [
-            LocalServer(self._directory / f"server-{n}", dict(variables), memory_bytes) for n in range(servers)
+            LocalServer(self._directory / f"server-{n}", dict(variables), memory_bytes, catalog) for n in range(servers)
         ]
         try:
             for server in self.servers:

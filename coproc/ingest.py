@@ -1,7 +1,7 @@
-"""One pass over the data writes each partition as a block of the tier; every later task maps its block.
+"""One pass over the data writes each partition as a file of the tier; every later task maps its file.
 
 Through Spark (`ingest_frame`) the executors read, cut and write; without it (`ingest_table`) this process
-does, with pyarrow. Both obey the same rule: a partition's block is a function of its rows, so that a task
+does, with pyarrow. Both obey the same rule: a partition's file is a function of its rows, so that a task
 that Spark runs again finds written what it wants to write, or says that the rows are not the same.
 """
 
@@ -24,7 +24,7 @@ from coproc.data.partition import Metadata, Partition, encode
 from coproc.data.rows import plan_columns, read
 from coproc.errors import ConfigError, DataError
 from storage_tier import TierClient
-from storage_tier.errors import BlockExists
+from storage_tier.errors import PathExists
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,7 +53,7 @@ class Destination:
     token: str | None = None
 
     def path(self, partition: int) -> str:
-        """Of a partition's block: /runs/RUN/data/00003."""
+        """Of a partition's file: /runs/RUN/data/00003."""
         return f"/runs/{self.run}/data/{partition:05d}"
 
     def open(self) -> TierClient:
@@ -117,7 +117,7 @@ class Ingested:
         return "uint8" if kinds == {"uint8"} else "float32"
 
     def remove(self) -> int:
-        """Remove the run's blocks from the tier; returns how many. Idempotent."""
+        """Remove the run's files from the tier; returns how many. Idempotent."""
         with self.destination.open() as tier:
             return tier.delete_prefix(f"/runs/{self.destination.run}")
 
@@ -293,16 +293,16 @@ def open_partition(destination: Destination, partition: int) -> Partition:
     """A partition as it lies in the tier: near a view of its memory, far a copy.
 
     Raises:
-        DataError: the block is no partition.
+        DataError: the file is no partition.
     """
     with destination.open() as tier:
-        block = tier.open(destination.path(partition))
-        # Arrays over the block's data keep it mapped as long as they live.
-        return Partition.open(block.data, block.metadata)
+        file = tier.open(destination.path(partition))
+        # Arrays over the file's data keep it mapped as long as they live.
+        return Partition.open(file.data, file.metadata)
 
 
 def put_partition(tier: TierClient, path: str, rows: Rows, origin: str) -> Metadata:
-    """Write rows as the block `path`; that it is there already, with the same rows, is as good.
+    """Write rows as the file `path`; that it is there already, with the same rows, is as good.
 
     Raises:
         DataError: it is there with other rows.
@@ -310,8 +310,8 @@ def put_partition(tier: TierClient, path: str, rows: Rows, origin: str) -> Metad
     buffers, metadata = encode(rows.features, rows.labels)
     try:
         tier.put(path, buffers, metadata)
-    except BlockExists:
-        there = tier.info(path).metadata.get("fingerprint")
+    except PathExists:
+        there = tier.stat(path).metadata.get("fingerprint")
         if there != metadata["fingerprint"]:
             raise DataError(
                 f"{origin} gave other rows when a part of it was read a second time ({path} has "
@@ -323,7 +323,7 @@ def put_partition(tier: TierClient, path: str, rows: Rows, origin: str) -> Metad
 
 
 def partition_body(destination: Destination, columns: ColumnPlan, origin: str) -> Body:
-    """The body of the ingest job: a partition's batches in, its block written, its facts out."""
+    """The body of the ingest job: a partition's batches in, its file written, its facts out."""
 
     def body(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa

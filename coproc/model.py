@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,10 @@ from coproc.spec import MOST_EXAMPLES, MOST_STEPS, ModelSpec
 from coproc.status import ModelStatus, model_status
 from coproc.v1 import coproc_pb2 as pb
 from coproc.wire import ERRORS, as_coproc
-from storage_tier.client import TierClient
-from storage_tier.errors import TierError
+from storage_tier.errors import PathExists, TierError
+
+if TYPE_CHECKING:
+    from storage_tier.client import TierClient
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +172,7 @@ class Model:
         return Snapshot(version, out, self.layout)
 
     def checkpoint(self, timeout_s: float = 60.0) -> str:
-        """Write a snapshot's parameters as a safetensors block of the tier; returns its path. Whole or not at all."""
+        """Write a snapshot's parameters as a safetensors file of the tier; returns its path. Whole or not at all."""
         from safetensors.numpy import save
 
         snapshot = self.snapshot(timeout_s)
@@ -179,8 +181,9 @@ class Model:
             {k: np.ascontiguousarray(v) for k, v in snapshot.params.items()}, {"version": str(snapshot.version)}
         )
         try:
-            if not self._client.tier.exists(path):
-                self._client.tier.put(path, data, {"version": snapshot.version}, timeout_s=timeout_s)
+            self._client.tier.put(path, data, {"version": snapshot.version}, timeout_s=timeout_s)
+        except PathExists:
+            pass  # of this version already: the same bytes
         except TierError as error:
             raise as_coproc(error) from None
         return path

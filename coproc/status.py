@@ -7,6 +7,50 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class ObserverStatus:
+    """An observer on a directory, as one server runs it."""
+
+    directory: str
+    name: str
+    """What it is called there."""
+    observer: str
+    """Which one it is, in the registry."""
+    state: str
+    """starting, running, restarting, quarantined or detached."""
+    failure: str
+    """The last one as a sentence; '' when there was none."""
+    traceback: str
+    delivered_count: int
+    """Commits that it has acknowledged."""
+    queued_count: int
+    vetoed_count: int
+
+
+@dataclass(frozen=True)
+class TierFacts:
+    """What one server does with blocks, files and observers."""
+
+    server_id: str = ""
+    block_count: int = 0
+    block_bytes: int = 0
+    spilled_count: int = 0
+    spilled_bytes: int = 0
+    evicted_count: int = 0
+    """Blocks that were dropped to make room."""
+    fetched_count: int = 0
+    """Blocks that came from other servers."""
+    loaded_count: int = 0
+    """Blocks that came from under-stores."""
+    waiting_count: int = 0
+    """Files that wait to be persisted."""
+    mounts: tuple[str, ...] = ()
+    """Mount points with their URLs, without secrets."""
+    failure: str = ""
+    """Why it can change nothing, or what its upkeep failed with; '' when all is well."""
+    observers: tuple[ObserverStatus, ...] = ()
+
+
+@dataclass(frozen=True)
 class ServerStatus:
     """One server."""
 
@@ -18,6 +62,7 @@ class ServerStatus:
     memory_limit_bytes: int
     error: str = ""
     """Why it can't be asked; then the rest is zero."""
+    tier: TierFacts = field(default_factory=TierFacts)
 
 
 @dataclass(frozen=True)
@@ -51,6 +96,10 @@ class ModelStatus:
     failure: str
     """Why it takes no gradients any more; empty if it does."""
     memory_bytes: int
+    gradient_files_count: int = 0
+    """Gradients that were committed as files and are not applied yet."""
+    gradient_files_note: str = ""
+    """Why the first of them waits; '' if none does."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +113,42 @@ class ClusterStatus:
 def server_status(address: str, answer: Any) -> ServerStatus:
     """From the wire."""
     return ServerStatus(
-        address, answer.header.epoch, answer.uptime_s, answer.memory_used_bytes, answer.memory_limit_bytes
+        address,
+        answer.header.epoch,
+        answer.uptime_s,
+        answer.memory_used_bytes,
+        answer.memory_limit_bytes,
+        tier=_tier_facts(answer.tier),
+    )
+
+
+def _tier_facts(tier: Any) -> TierFacts:
+    return TierFacts(
+        server_id=tier.server_id,
+        block_count=tier.block_count,
+        block_bytes=tier.block_bytes,
+        spilled_count=tier.spilled_count,
+        spilled_bytes=tier.spilled_bytes,
+        evicted_count=tier.evicted_count,
+        fetched_count=tier.fetched_count,
+        loaded_count=tier.loaded_count,
+        waiting_count=tier.waiting_count,
+        mounts=tuple(tier.mounts),
+        failure=tier.failure,
+        observers=tuple(
+            ObserverStatus(
+                directory=one.directory,
+                name=one.name,
+                observer=one.observer,
+                state=one.state,
+                failure=one.failure,
+                traceback=one.traceback,
+                delivered_count=one.delivered_count,
+                queued_count=one.queued_count,
+                vetoed_count=one.vetoed_count,
+            )
+            for one in tier.observers
+        ),
     )
 
 
@@ -91,4 +175,6 @@ def model_status(m: Any) -> ModelStatus:
         waiting_for=tuple(m.waiting_for),
         failure=m.failure,
         memory_bytes=m.memory_bytes,
+        gradient_files_count=m.gradient_files_count,
+        gradient_files_note=m.gradient_files_note,
     )

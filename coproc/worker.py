@@ -51,7 +51,7 @@ class DataSpec:
     """Address of the tier, as `coproc://HOST:PORT`."""
 
     path: str
-    """Path of the partition's block in the tier."""
+    """Path of the partition's file in the tier."""
 
     token: str | None = None
     batch_size: int = 128
@@ -404,11 +404,11 @@ def _open_source(task: WorkerTask) -> Source:
     data = task.data
     try:
         with TierClient(data.address, token=data.token) as tier:
-            block = tier.open(data.path)
+            file = tier.open(data.path)
     except TierError as error:
         raise as_coproc(error) from None
-    # Arrays over the block's data keep it mapped as long as they live.
-    rows = Partition.open(block.data, block.metadata)
+    # Arrays over the file's data keep it mapped as long as they live.
+    rows = Partition.open(file.data, file.metadata)
     return Batches(rows, data.batch_size, data.seed, task.worker, data.scale)
 
 

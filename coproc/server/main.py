@@ -13,6 +13,8 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +24,8 @@ from coproc.server.service import CoprocessorService
 from coproc.v1 import coproc_pb2_grpc
 from coproc.wire import as_coproc
 from storage_tier.errors import TierError
-from storage_tier.server import RpcServer, TierService
+from storage_tier.server import TierServer
 from storage_tier.tier import Tier
-from storage_tier.v1 import tier_pb2_grpc
 from storage_tier.wire import TlsClient, TlsServer, target
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 # A far worker that waits takes a thread for as long as it does, and all seats of a model may be far workers'.
 MOST_CALLS = 600
 TOKEN_VARIABLE = "COPROC_TOKEN"
+CATALOG_VARIABLE = "COPROC_CATALOG"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,19 @@ class ServeConfig:
     """TLS: private key, PEM."""
     authority: Path | None = None
     """TLS: whom this server trusts when it talks to other servers, PEM; by default its own certificate."""
+    catalog: str | None = None
+    """URL of the catalog that all servers of a tier share: PostgreSQL, or an SQLite file for servers of one host; None:
+    an SQLite file in `directory`, of this server alone."""
+    spill: Path | None = None
+    """A second level on disk, for what has no room in memory and is nowhere else; None: writers are refused then."""
+    spill_bytes: int | None = None
+    """The most that the second level takes; None: what the disk has."""
+    line_port: int = 0
+    """A second port, for bytes of files and small calls without gRPC; 0 lets the system choose. Who reaches only the
+    first one uses gRPC for everything."""
+    advertise: str | None = None
+    """The host by which other servers reach this one; None: `host`, or this machine's name where that is all of its
+    interfaces."""
     parent_pid: int | None = None
     """An embedded server ends, and gives its memory back, when this process does."""
 
@@ -87,42 +102,68 @@ def serve(config: ServeConfig) -> None:
     # Short turns: a thread that sweeps must not wait 5 ms for one that answers a call.
     sys.setswitchinterval(1e-4)
     try:
-        tier = Tier(config.directory, config.memory_bytes)
-    except TierError as error:
-        raise as_coproc(error) from None
-    try:
-        if config.wipe:
-            tier.wipe()
-        models = Models(tier)
-        models.recover()
-        tls_server = tls_client = None
-        if config.certificate and config.key:
-            tls_server = TlsServer(config.certificate, config.key)
-            tls_client = TlsClient(config.authority or config.certificate)
-        service = CoprocessorService(tier, models, config.token, tls_client)
-        rpc = RpcServer(config.host, config.port, config.token, tls_server, max_workers=MOST_CALLS)
-        rpc.add(lambda s: tier_pb2_grpc.add_TierServicer_to_server(TierService(tier), s), "storage_tier.v1.Tier")
-        rpc.add(lambda s: coproc_pb2_grpc.add_CoprocessorServicer_to_server(service, s), "coproc.v1.Coprocessor")
-        try:
-            port = rpc.start()
-        except TierError as error:
-            models.close()
-            raise as_coproc(error) from None
-        print(f"ready coproc://{target(config.host, port)}", flush=True)
-        while not stop.wait(1.0):
-            service.sample()
-        service.stop()
-        rpc.stop(grace_s=1.0)
-        service.close()
-        models.close()
-        if orphaned.is_set():
-            tier.wipe()
+        with _coproc_errors():
+            tier = Tier(config.directory, config.memory_bytes, config.spill, config.spill_bytes)
+        with ExitStack() as open_, _coproc_errors():
+            open_.callback(tier.close)
+            if config.wipe:
+                tier.wipe()
+            _serve(config, tier, stop)
+            if orphaned.is_set():
+                tier.wipe()
     finally:
-        tier.close()
         if orphaned.is_set():
             # The directory around it is its owner's, who is gone too.
             owned = (config.directory.parent / "owner").exists()
             shutil.rmtree(config.directory.parent if owned else config.directory, ignore_errors=True)
+
+
+def _serve(config: ServeConfig, tier: Tier, stop: threading.Event) -> None:
+    tls_server = tls_client = None
+    if config.certificate and config.key:
+        tls_server = TlsServer(config.certificate, config.key)
+        tls_client = TlsClient(config.authority or config.certificate)
+    with ExitStack() as open_:
+        models = Models(tier)
+        open_.callback(models.close)
+        models.recover()
+        server = open_.enter_context(
+            TierServer(
+                tier,
+                catalog=_catalog(config.catalog),
+                host=config.host,
+                port=config.port,
+                line_port=config.line_port,
+                advertise=config.advertise,
+                token=config.token,
+                tls=tls_server,
+                trust=tls_client,
+                max_workers=MOST_CALLS,
+            )
+        )
+        service = CoprocessorService(tier, models, server.files, config.token, tls_client)
+        server.add(lambda s: coproc_pb2_grpc.add_CoprocessorServicer_to_server(service, s), "coproc.v1.Coprocessor")
+        port = server.start()
+        service.start()
+        print(f"ready coproc://{target(config.host, port)}", flush=True)
+        while not stop.wait(1.0):
+            service.sample()
+        service.stop()
+        server.stop(grace_s=1.0)
+        service.close()
+
+
+def _catalog(given: str | None) -> str | Path | None:
+    """A URL, or the path of an SQLite file."""
+    return Path(given) if given is not None and "://" not in given else given
+
+
+@contextmanager
+def _coproc_errors() -> Iterator[None]:
+    try:
+        yield
+    except TierError as error:
+        raise as_coproc(error) from None
 
 
 def _watch_parent(pid: int, stop: threading.Event, orphaned: threading.Event) -> None:
@@ -163,6 +204,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tls-certificate", type=Path)
     parser.add_argument("--tls-key", type=Path)
     parser.add_argument("--tls-authority", type=Path)
+    # Its URL may hold a password, which everybody could read in the list of processes.
+    parser.add_argument("--catalog", default=os.environ.get(CATALOG_VARIABLE))
+    parser.add_argument("--spill", type=Path)
+    parser.add_argument("--spill-bytes", type=int)
+    parser.add_argument("--line-port", type=int, default=0)
+    parser.add_argument("--advertise")
     parser.add_argument("--parent-pid", type=int)
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -179,6 +226,11 @@ def main(arguments: list[str] | None = None) -> int:
                 certificate=given.tls_certificate,
                 key=given.tls_key,
                 authority=given.tls_authority,
+                catalog=given.catalog,
+                spill=given.spill,
+                spill_bytes=given.spill_bytes,
+                line_port=given.line_port,
+                advertise=given.advertise,
                 parent_pid=given.parent_pid,
             )
         )

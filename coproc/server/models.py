@@ -222,6 +222,17 @@ class Models:
             raise ModelNotFound(f"model {name!r} was deleted; another one has its name now")
         return engine
 
+    def find(self, name: str) -> Engine | None:
+        """The engine of a model that is served here; None for others."""
+        return self._engines.get(name)
+
+    def knows(self, name: str, identity: str) -> bool:
+        """Whether a model is here, is being created here, or is here and cannot be served."""
+        with self._lock:
+            engine, creating = self._engines.get(name), self._creating.get(name)
+        known = {creating.identity if creating is not None else "", engine.spec.identity if engine is not None else ""}
+        return name in self._damaged or identity in known
+
     def all(self) -> list[Engine]:
         """The engines of all models, by name."""
         with self._lock:

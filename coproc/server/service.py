@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,42 +11,48 @@ from typing import Any
 import grpc
 import numpy as np
 
-from coproc.errors import ConfigError, CoprocError, OutOfMemory, Unsupported, whole
-from coproc.near import NearWorker
+from coproc.errors import ConfigError, CoprocError, OutOfMemory, whole
+from coproc.observers.directory import ModelDirectory
+from coproc.server.access import Access
 from coproc.server.engine import Engine
 from coproc.server.far import LEASE_TTL_S, FarSessions
 from coproc.server.models import Models
-from coproc.server.readers import Readers
-from coproc.server.sequencing import READER, SequencerLoop
-from coproc.shared.control import Presence
-from coproc.shared.seats import Seat
+from coproc.server.report import Report
+from coproc.server.sequencing import READER
 from coproc.spec import MOST_EXAMPLES, MOST_STEPS, ModelSpec, ShardPlace, check_identity
 from coproc.v1 import coproc_pb2 as pb
 from coproc.v1 import coproc_pb2_grpc
 from coproc.wire import ERRORS, Filling, as_coproc, chunks
 from storage_tier import wire as tier_wire
 from storage_tier.errors import TierError
+from storage_tier.files import Files
 from storage_tier.tier import Tier
 
 _PEER_TIMEOUT_S = 60.0
 _PAGE_COUNT = 1000
-# pushes/s is the mean over this many seconds, from samples that `sample` takes.
-_RATE_OVER_S = 5.0
 
 
 class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
     """Serves the models of one server."""
 
-    def __init__(self, tier: Tier, models: Models, token: str | None, tls: tier_wire.TlsClient | None = None) -> None:
+    def __init__(
+        self,
+        tier: Tier,
+        models: Models,
+        files: Files,
+        token: str | None,
+        tls: tier_wire.TlsClient | None = None,
+    ) -> None:
+        """Has the files ask it about models, so before they start."""
         self._tier = tier
         self._models = models
         self._token = token
         self._tls = tls
         self._far = FarSessions()
-        self._readers: dict[str, Readers] = {}
-        self._lock = threading.Lock()
-        self._rates: dict[str, deque[tuple[float, int]]] = {}
-        self._started = time.monotonic()
+        self._access = Access(models, tier.server_id, self._peer)
+        self._directory = ModelDirectory(files, self._access)
+        self._directory.build_in()
+        self._report = Report(tier, models, files, self._directory.pusher)
 
     # -- models ----------------------------------------------------------------------------------------------
 
@@ -89,11 +93,14 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
                 for server in made:
                     complete = pb.ServeShardsRequest(spec_json=spec.to_json(), server=server)
                     self._peer(server).ServeShards(complete, timeout=_PEER_TIMEOUT_S)
+                self._directory.appear(spec)
                 engine = self._models.activate(spec)
             except BaseException:
                 self._drop_on(made, spec)
                 self._models.abandon(spec)
+                self._disappear(spec)
                 raise
+        self._directory.pusher.wake()
         return pb.CreateModelResponse(header=_header(engine), spec_json=spec.to_json())
 
     @ERRORS.handler
@@ -122,11 +129,12 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
     def DeleteModel(self, request: pb.DeleteModelRequest, context: grpc.ServicerContext) -> Any:
         engine = self._models.get(request.name, request.identity)
         spec = engine.spec
-        self._require_sequencer(engine)
+        self._access.sequencer(engine)
         self._forget(spec, f"model {spec.name!r} was deleted")
         self._models.drop(spec.name, spec.identity)
         self._far.end_of(spec.identity)
         self._drop_on(sorted({p.server for p in spec.shards if p.server != spec.shards[0].server}), spec)
+        self._disappear(spec)
         return pb.DeleteModelResponse(header=pb.ResponseHeader(epoch=self._tier.epoch))
 
     @ERRORS.handler
@@ -139,7 +147,7 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
     @ERRORS.handler
     def SetLearningRate(self, request: pb.SetLearningRateRequest, context: grpc.ServicerContext) -> Any:
         engine = self._models.get(request.name, request.identity)
-        sequencer = self._sequencer(engine)
+        sequencer = self._access.sequencer(engine)
         sequencer.submit(lambda: sequencer.set_learning_rate(request.learning_rate))
         return pb.SetLearningRateResponse(header=_header(engine))
 
@@ -148,7 +156,7 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
     @ERRORS.handler
     def Join(self, request: pb.JoinRequest, context: grpc.ServicerContext) -> Any:
         engine = self._models.get(request.name, request.identity)
-        sequencer = self._sequencer(engine)
+        sequencer = self._access.sequencer(engine)
         reader = request.kind == pb.SEAT_KIND_NEAR_READER
         depth = 0 if reader else (request.slots_count or engine.spec.slots)
         if not reader and not 1 <= depth <= 64:
@@ -156,19 +164,21 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         worker = READER if reader else int(request.worker)
         if not reader and worker < 0:
             raise ConfigError(f"a worker's number must be at least 0, not {worker}")
+        if request.kind == pb.SEAT_KIND_FAR_WORKER:
+            with _coproc_errors():
+                near, give_back = self._access.join_here(engine, worker, depth)
+            return pb.JoinResponse(
+                header=_header(engine),
+                slots_count=depth,
+                next_step=near.next_step,
+                lease_id=self._far.open(engine.spec.identity, near, give_back),
+                lease_ttl_ms=int(LEASE_TTL_S * 1000),
+            )
         with _coproc_errors():
             seat, generation, next_step = sequencer.join(worker, depth)
-        answer = pb.JoinResponse(
+        return pb.JoinResponse(
             header=_header(engine), seat=seat, generation=generation, slots_count=depth, next_step=next_step
         )
-        if request.kind == pb.SEAT_KIND_FAR_WORKER:
-            held = Seat.take(engine.spec.seat_path(seat, generation), depth, engine.spec.layout.size)
-            near = NearWorker(self._readers_of(engine).model, worker, held, next_step)
-            answer.lease_id = self._far.open(
-                engine.spec.identity, near, lambda: sequencer.submit(lambda: sequencer.close_seat(seat, generation))
-            )
-            answer.lease_ttl_ms = int(LEASE_TTL_S * 1000)
-        return answer
 
     @ERRORS.handler
     def Renew(self, request: pb.RenewRequest, context: grpc.ServicerContext) -> Any:
@@ -181,21 +191,22 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
             self._far.close(request.lease_id)
         engine = self._models.get(request.name, request.identity)
         if not request.lease_id:
-            sequencer = self._sequencer(engine)
+            sequencer = self._access.sequencer(engine)
             sequencer.submit(lambda: sequencer.close_seat(int(request.seat), int(request.generation)))
         return pb.CloseResponse(header=_header(engine))
 
     @ERRORS.handler
     def Leave(self, request: pb.LeaveRequest, context: grpc.ServicerContext) -> Any:
         engine = self._models.get(request.name, request.identity)
-        sequencer = self._sequencer(engine)
+        sequencer = self._access.sequencer(engine)
         sequencer.submit(lambda: sequencer.leave(int(request.worker)))
         return pb.LeaveResponse(header=_header(engine))
 
     @ERRORS.handler
     def Settle(self, request: pb.SettleRequest, context: grpc.ServicerContext) -> Any:
         engine = self._models.get(request.name, request.identity)
-        version = self._sequencer(engine).submit(self._sequencer(engine).settle)
+        sequencer = self._access.sequencer(engine)
+        version = sequencer.submit(sequencer.settle)
         return pb.SettleResponse(header=_header(engine), version=version)
 
     # -- bytes -----------------------------------------------------------------------------------------------
@@ -233,7 +244,7 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
                 version, flat = worker.pull(request.min_version, timeout_s)
                 yield from self._send(engine, version, flat)
             return
-        readers = self._readers_of(engine)
+        readers = self._access.readers(engine)
         deadline = time.monotonic() + timeout_s
         readers.model.wait_version(request.min_version, timeout_s)
         out = np.empty(engine.spec.layout.size, np.float32)
@@ -251,76 +262,14 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
 
     @ERRORS.handler
     def GetStatus(self, request: pb.GetStatusRequest, context: grpc.ServicerContext) -> Any:
-        answer = pb.GetStatusResponse(
-            header=pb.ResponseHeader(epoch=self._tier.epoch),
-            uptime_s=time.monotonic() - self._started,
-            memory_used_bytes=self._tier.budget.used_bytes,
-            memory_limit_bytes=self._tier.budget.limit_bytes,
-        )
-        for engine in self._models.all():
-            if engine.sequencer is not None:
-                answer.models.append(self._model_status(engine, engine.sequencer))
-        return answer
-
-    def _model_status(self, engine: Engine, sequencer: SequencerLoop) -> pb.ModelStatus:
-        spec, c = engine.spec, sequencer.counters
-        samples = self._rates.get(spec.name)
-        rate = 0.0
-        if samples and time.monotonic() > samples[0][0]:
-            rate = (c.pushes - samples[0][1]) / (time.monotonic() - samples[0][0])
-        return pb.ModelStatus(
-            name=spec.name,
-            epoch=engine.control.epoch,
-            version=min(shard.version for shard in engine.shards),
-            parameters_count=spec.layout.size,
-            optimizer=spec.optimizer.name,
-            consistency=spec.consistency.name,
-            shards_count=len(spec.shards),
-            workers_count=sum(p is Presence.JOINED for _, p, _, _ in engine.control.ledger()),
-            seats_count=sequencer.seats_count,
-            pushes_count=c.pushes,
-            duplicates_count=c.duplicates,
-            examples_count=c.examples,
-            loss_sum=c.loss_sum,
-            loss_examples_count=c.loss_examples,
-            staleness_sum=c.staleness_sum,
-            staleness_max=c.staleness_max,
-            pushes_per_s=rate,
-            waiting_for=sequencer.core.missing(),
-            failure=engine.failure or "",
-            memory_bytes=self._models.memory_bytes(engine),
-        )
+        return self._report.answer()
 
     def sample(self) -> None:
         """Called about once a second: for rates, and to end the leases of silent far workers."""
-        now = time.monotonic()
-        for engine in self._models.all():
-            if engine.sequencer is not None:
-                samples = self._rates.setdefault(engine.spec.name, deque())
-                samples.append((now, engine.sequencer.counters.pushes))
-                while len(samples) > 1 and samples[0][0] < now - _RATE_OVER_S:
-                    samples.popleft()
+        self._report.sample()
         self._far.expire()
 
     # -- within ----------------------------------------------------------------------------------------------
-
-    def _require_sequencer(self, engine: Engine) -> None:
-        if engine.sequencer is None:
-            raise Unsupported(
-                f"the sequencer of model {engine.spec.name!r} is {engine.spec.shards[0].server}; ask that server"
-            )
-
-    def _sequencer(self, engine: Engine) -> SequencerLoop:
-        self._require_sequencer(engine)
-        assert engine.sequencer is not None
-        return engine.sequencer
-
-    def _readers_of(self, engine: Engine) -> Readers:
-        with self._lock:
-            readers = self._readers.get(engine.spec.identity)
-            if readers is None:
-                readers = self._readers[engine.spec.identity] = Readers(engine.spec, self._sequencer(engine))
-            return readers
 
     def _peer(self, server: str) -> Any:
         [(host, port)] = tier_wire.parse_address(f"coproc://{server}")
@@ -338,17 +287,24 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
                 tier_wire.LOG.warning("server %s could not drop model %s: %s", server, spec.name, error)
 
     def _forget(self, spec: ModelSpec, reason: str) -> None:
-        with self._lock:
-            readers = self._readers.pop(spec.identity, None)
-        if readers is not None:
-            readers.close(reason)
-        self._rates.pop(spec.name, None)
+        self._access.forget(spec, reason)
+        self._report.forget(spec.name)
+
+    def _disappear(self, spec: ModelSpec) -> None:
+        try:
+            self._directory.disappear(spec.name, spec.identity)
+        except TierError as error:
+            # The model is gone all the same; the next start, or the next model of the name, removes what is left.
+            tier_wire.LOG.warning("the directory of model %s could not be removed: %s", spec.name, error)
+
+    def start(self) -> None:
+        """Begin to take gradients that are committed as files. After the files have started."""
+        self._directory.pusher.start()
 
     def stop(self) -> None:
         """Have calls that wait end now: the server is stopping. Before its RPC side stops."""
-        with self._lock:
-            for readers in self._readers.values():
-                readers.close("the server is stopping")
+        self._directory.pusher.close()
+        self._access.end_waits("the server is stopping")
 
     def close(self) -> None:
         """End all leases."""

@@ -275,7 +275,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("name", "epoch", "version", "parameters_count", "optimizer", "consistency", "shards_count", "workers_count", "seats_count", "pushes_count", "duplicates_count", "examples_count", "loss_sum", "loss_examples_count", "staleness_sum", "staleness_max", "pushes_per_s", "waiting_for", "failure", "memory_bytes")
+    __slots__ = ("name", "epoch", "version", "parameters_count", "optimizer", "consistency", "shards_count", "workers_count", "seats_count", "pushes_count", "duplicates_count", "examples_count", "loss_sum", "loss_examples_count", "staleness_sum", "staleness_max", "pushes_per_s", "waiting_for", "failure", "memory_bytes", "gradient_files_count", "gradient_files_note")
     NAME_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -296,6 +296,8 @@ class ModelStatus(_message.Message):
     WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_FILES_COUNT_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_FILES_NOTE_FIELD_NUMBER: _ClassVar[int]
     name: str
     epoch: int
     version: int
@@ -316,21 +318,75 @@ class ModelStatus(_message.Message):
     waiting_for: _containers.RepeatedScalarFieldContainer[int]
     failure: str
     memory_bytes: int
-    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., parameters_count: _Optional[int] = ..., optimizer: _Optional[str] = ..., consistency: _Optional[str] = ..., shards_count: _Optional[int] = ..., workers_count: _Optional[int] = ..., seats_count: _Optional[int] = ..., pushes_count: _Optional[int] = ..., duplicates_count: _Optional[int] = ..., examples_count: _Optional[int] = ..., loss_sum: _Optional[float] = ..., loss_examples_count: _Optional[int] = ..., staleness_sum: _Optional[int] = ..., staleness_max: _Optional[int] = ..., pushes_per_s: _Optional[float] = ..., waiting_for: _Optional[_Iterable[int]] = ..., failure: _Optional[str] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+    gradient_files_count: int
+    gradient_files_note: str
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., parameters_count: _Optional[int] = ..., optimizer: _Optional[str] = ..., consistency: _Optional[str] = ..., shards_count: _Optional[int] = ..., workers_count: _Optional[int] = ..., seats_count: _Optional[int] = ..., pushes_count: _Optional[int] = ..., duplicates_count: _Optional[int] = ..., examples_count: _Optional[int] = ..., loss_sum: _Optional[float] = ..., loss_examples_count: _Optional[int] = ..., staleness_sum: _Optional[int] = ..., staleness_max: _Optional[int] = ..., pushes_per_s: _Optional[float] = ..., waiting_for: _Optional[_Iterable[int]] = ..., failure: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., gradient_files_count: _Optional[int] = ..., gradient_files_note: _Optional[str] = ...) -> None: ...
+
+class ObserverStatus(_message.Message):
+    __slots__ = ("directory", "name", "observer", "state", "failure", "traceback", "delivered_count", "queued_count", "vetoed_count")
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OBSERVER_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    TRACEBACK_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    VETOED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    directory: str
+    name: str
+    observer: str
+    state: str
+    failure: str
+    traceback: str
+    delivered_count: int
+    queued_count: int
+    vetoed_count: int
+    def __init__(self, directory: _Optional[str] = ..., name: _Optional[str] = ..., observer: _Optional[str] = ..., state: _Optional[str] = ..., failure: _Optional[str] = ..., traceback: _Optional[str] = ..., delivered_count: _Optional[int] = ..., queued_count: _Optional[int] = ..., vetoed_count: _Optional[int] = ...) -> None: ...
+
+class TierStatus(_message.Message):
+    __slots__ = ("server_id", "block_count", "block_bytes", "spilled_count", "spilled_bytes", "evicted_count", "fetched_count", "loaded_count", "waiting_count", "mounts", "failure", "observers")
+    SERVER_ID_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_COUNT_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SPILLED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SPILLED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    LOADED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    WAITING_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MOUNTS_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    OBSERVERS_FIELD_NUMBER: _ClassVar[int]
+    server_id: str
+    block_count: int
+    block_bytes: int
+    spilled_count: int
+    spilled_bytes: int
+    evicted_count: int
+    fetched_count: int
+    loaded_count: int
+    waiting_count: int
+    mounts: _containers.RepeatedScalarFieldContainer[str]
+    failure: str
+    observers: _containers.RepeatedCompositeFieldContainer[ObserverStatus]
+    def __init__(self, server_id: _Optional[str] = ..., block_count: _Optional[int] = ..., block_bytes: _Optional[int] = ..., spilled_count: _Optional[int] = ..., spilled_bytes: _Optional[int] = ..., evicted_count: _Optional[int] = ..., fetched_count: _Optional[int] = ..., loaded_count: _Optional[int] = ..., waiting_count: _Optional[int] = ..., mounts: _Optional[_Iterable[str]] = ..., failure: _Optional[str] = ..., observers: _Optional[_Iterable[_Union[ObserverStatus, _Mapping]]] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("header", "uptime_s", "memory_used_bytes", "memory_limit_bytes", "models")
+    __slots__ = ("header", "uptime_s", "memory_used_bytes", "memory_limit_bytes", "models", "tier")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
     header: ResponseHeader
     uptime_s: float
     memory_used_bytes: int
     memory_limit_bytes: int
     models: _containers.RepeatedCompositeFieldContainer[ModelStatus]
-    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., uptime_s: _Optional[float] = ..., memory_used_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ...) -> None: ...
+    tier: TierStatus
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., uptime_s: _Optional[float] = ..., memory_used_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ..., tier: _Optional[_Union[TierStatus, _Mapping]] = ...) -> None: ...
 
 class ServeShardsRequest(_message.Message):
     __slots__ = ("spec_json", "parameters_path", "server")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from coproc.shared.control import Control, Entry, Kind, float_to_word, word_to_f
 
 @pytest.fixture
 def control():
-    with tempfile.TemporaryDirectory(prefix="coproc-test-control-", dir="/dev/shm") as directory:
+    with tempfile.TemporaryDirectory(prefix=f"coproc-test-control-{os.getpid()}-", dir="/dev/shm") as directory:
         made = Control.create(Path(directory) / "control", epoch=1)
         yield made
         for words in (made.general, made.workers, made.claims, made.seats):

@@ -90,7 +90,7 @@ def serve(directory, files):
 @pytest.fixture(scope="module")
 def address(files):
     """Two servers: they talk to each other by TLS too."""
-    directory = Path(tempfile.mkdtemp(prefix="coproc-test-tls-", dir="/dev/shm"))
+    directory = Path(tempfile.mkdtemp(prefix=f"coproc-test-tls-{os.getpid()}-", dir="/dev/shm"))
     started = [serve(directory / f"server-{n}", files) for n in range(2)]
     yield "coproc://" + ",".join(server for _, server in started)
     for process, _ in started:

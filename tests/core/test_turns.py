@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import resource
 import tempfile
 import time
@@ -118,7 +119,7 @@ def push(worker, value, examples=1):
 
 @pytest.fixture
 def directory():
-    with tempfile.TemporaryDirectory(prefix="coproc-test-turns-", dir="/dev/shm") as name:
+    with tempfile.TemporaryDirectory(prefix=f"coproc-test-turns-{os.getpid()}-", dir="/dev/shm") as name:
         yield Path(name)
         gc.collect()
 

@@ -5,6 +5,7 @@ Simple on purpose, and slower than anything real: one lock, copies everywhere.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -164,11 +165,10 @@ def fake_model():
 SERVE_TIER = """
 import sys
 from pathlib import Path
-from storage_tier.server import RpcServer, TierService
+from storage_tier.server import TierServer
 from storage_tier.tier import Tier
 
-with Tier(Path(sys.argv[1]), memory_bytes=256 << 20) as tier, RpcServer() as server:
-    server.add(TierService(tier).register)
+with Tier(Path(sys.argv[1]), memory_bytes=256 << 20) as tier, TierServer(tier) as server:
     print(server.start(), flush=True)
     sys.stdin.read()
 """
@@ -177,7 +177,7 @@ with Tier(Path(sys.argv[1]), memory_bytes=256 << 20) as tier, RpcServer() as ser
 @pytest.fixture(scope="module")
 def tier_address():
     """Address of a tier in a process and a directory of its own."""
-    directory = tempfile.mkdtemp(prefix="coproc-test-", dir="/dev/shm")
+    directory = tempfile.mkdtemp(prefix=f"coproc-test-{os.getpid()}-", dir="/dev/shm")
     with subprocess.Popen(
         [sys.executable, "-c", SERVE_TIER, directory],
         stdin=subprocess.PIPE,

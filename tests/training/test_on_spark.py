@@ -19,6 +19,7 @@ from coproc.ingest import ingest_frame, ingest_table, open_partition, read_parqu
 from coproc.pools.base import quiet, require_slots
 from coproc.pools.spark import SparkPool
 from storage_tier import TierClient
+from storage_tier.filesystem import TierFileSystem
 
 
 @pytest.fixture
@@ -291,3 +292,21 @@ def test_divergence_on_spark_is_a_sentence(spark):
         coproc.spark.train(
             frame, features=["x"], label="y", loss="squared", optimizer="sgd", learning_rate=1.0, batch_size=8
         )
+
+
+def test_each_process_of_executors_opens_files_of_the_tier(spark, pool, tier_address):
+    fs = TierFileSystem(address=tier_address, skip_instance_cache=True)
+    fs.pipe("/spark/numbers", np.arange(10, dtype=np.int64))
+
+    def copy(batches):
+        for batch in batches:
+            for number in batch["id"].to_pylist():
+                with fs.open("/spark/numbers") as numbers, fs.open(f"/spark/out/{number}", "wb") as out:
+                    out.write(np.frombuffer(numbers.getbuffer(), np.int64)[number])
+            yield pa.record_batch({"pid": [os.getpid()], "near": [fs.client.near]})
+
+    told = pool.map_in_arrow(spark.range(4, numPartitions=2), copy, "pid long, near boolean")
+    assert {row["near"] for row in told} == {True}
+    assert os.getpid() not in {row["pid"] for row in told}
+    assert [np.frombuffer(fs.cat(f"/spark/out/{number}"), np.int64)[0] for number in range(4)] == [0, 1, 2, 3]
+    fs.close()
