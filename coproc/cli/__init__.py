@@ -15,6 +15,7 @@ def application() -> Any:
 
     from coproc.cli.base import DEBUG_VARIABLE, PROGRAM
     from coproc.cli.bench import bench
+    from coproc.cli.fs import application as fs
     from coproc.cli.serve import serve
     from coproc.cli.status import status
     from coproc.cli.train import train
@@ -53,6 +54,7 @@ def application() -> Any:
 
     for command in (train, serve, status, bench):
         app.command()(command)
+    app.add_typer(fs())
     return app
 
 

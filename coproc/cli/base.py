@@ -16,6 +16,7 @@ from storage_tier.errors import TierError
 PROGRAM = "coprocessor"
 
 TOKEN_VARIABLE = "COPROC_TOKEN"
+ADDRESS_VARIABLE = "COPROC_ADDRESS"
 DEBUG_VARIABLE = "COPROC_DEBUG"
 
 P = ParamSpec("P")
@@ -45,10 +46,20 @@ def in_sentences(command: Callable[P, R]) -> Callable[P, R]:
         except (OSError, ImportError) as error:
             if debugging():
                 raise
-            say_error(f"{error}; `--debug` shows where")
+            say_error(f"{sentence(error)}; `--debug` shows where")
             raise typer.Exit(1) from None
 
     return run
+
+
+def sentence(error: Exception) -> str:
+    """What went wrong, without the number that the system has for it."""
+    if type(error).__module__ == "builtins" and isinstance(error, OSError) and error.strerror:
+        where = " -> ".join(
+            os.fsdecode(each) for each in (error.filename, error.filename2) if isinstance(each, (str, bytes))
+        )
+        return f"{where}: {error.strerror}" if where else error.strerror
+    return str(error)
 
 
 def debugging() -> bool:

@@ -30,6 +30,24 @@ def serve(
     tls_certificate: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
     tls_authority: Annotated[Path | None, typer.Option(help="Whom to trust among servers, PEM.")] = None,
+    catalog: Annotated[
+        str | None,
+        typer.Option(
+            envvar="COPROC_CATALOG",
+            help="URL of the catalog that all servers share, as postgresql+psycopg://USER@HOST/NAME "
+            "(default: an SQLite file in the server's directory).",
+        ),
+    ] = None,
+    spill: Annotated[
+        Path | None, typer.Option(help="A folder on disk for what has no room in memory (default: none).")
+    ] = None,
+    spill_size: Annotated[str | None, typer.Option(help="The most kept there, as 100g (default: all it has).")] = None,
+    line_port: Annotated[
+        int, typer.Option(help="Second port, for bytes and small calls; 0 takes a free one. Without it gRPC is used.")
+    ] = 0,
+    advertise: Annotated[
+        str | None, typer.Option(help="Host by which other servers reach this one (default: --host).")
+    ] = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Prints `ready coproc://HOST:PORT` when it does."""
     from coproc.errors import ConfigError
@@ -51,6 +69,11 @@ def serve(
             certificate=tls_certificate,
             key=tls_key,
             authority=tls_authority,
+            catalog=catalog,
+            spill=spill,
+            spill_bytes=None if spill_size is None else parse_size(spill_size),
+            line_port=line_port,
+            advertise=advertise,
         )
     except ConfigError as error:
         usage_error(str(error))

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coproc.cli.base import amount, in_sentences, require_address, size, token_from_environment
+from coproc.cli.base import ADDRESS_VARIABLE, amount, in_sentences, require_address, size, token_from_environment
 
 if TYPE_CHECKING:
-    from coproc.status import ClusterStatus, ModelStatus, ServerStatus
+    from coproc.status import ClusterStatus, ModelStatus, ObserverStatus, ServerStatus
 
 
 @in_sentences
 def status(
-    address: Annotated[str, typer.Argument(help="coproc://HOST:PORT[,HOST:PORT…]")],
+    address: Annotated[str, typer.Argument(envvar=ADDRESS_VARIABLE, help="coproc://HOST:PORT[,HOST:PORT…]")],
     token: Annotated[str | None, typer.Option(help="Better in COPROC_TOKEN.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON document.")] = False,
 ) -> None:
@@ -31,7 +31,13 @@ def status(
 
 def as_text(now: ClusterStatus) -> str:
     """A block a server and a model: names have the line for themselves, so that nothing has to be cut."""
-    blocks = [block(f"server {server.address}", server_facts(server)) for server in now.servers]
+    blocks: list[str] = []
+    for server in now.servers:
+        blocks.append(block(f"server {server.address}", server_facts(server)))
+        blocks += [
+            block(f"observer {one.name} of {one.directory} on {server.address}", observer_facts(one))
+            for one in server.tier.observers
+        ]
     blocks += [block(f"model {model.name}", model_facts(model)) for model in now.models]
     return "\n\n".join(blocks if now.models else [*blocks, "no models"])
 
@@ -46,10 +52,38 @@ def server_facts(server: ServerStatus) -> dict[str, str]:
     """What is known of a server."""
     if server.error:
         return {"down": server.error}
-    return {
+    tier = server.tier
+    facts = {
         "up": f"{server.uptime_s:.0f} s, start {server.epoch}",
         "memory": f"{size(server.memory_used_bytes)} of {size(server.memory_limit_bytes)}",
+        "blocks": f"{amount(tier.block_count)}, {size(tier.block_bytes)}",
     }
+    moved = {"evicted": tier.evicted_count, "from peers": tier.fetched_count, "from under-stores": tier.loaded_count}
+    if any(moved.values()):
+        facts["moved"] = ", ".join(f"{amount(count)} {what}" for what, count in moved.items() if count)
+    if tier.spilled_count:
+        facts["on disk"] = f"{amount(tier.spilled_count)} blocks, {size(tier.spilled_bytes)}"
+    if tier.waiting_count:
+        facts["to persist"] = f"{amount(tier.waiting_count)} files"
+    if tier.mounts:
+        facts["mounts"] = "; ".join(tier.mounts)
+    if tier.failure:
+        facts["failed"] = tier.failure
+    return facts
+
+
+def observer_facts(one: ObserverStatus) -> dict[str, str]:
+    """What is known of an observer: how it does, and the traceback of its last failure."""
+    facts = {
+        "state": one.state if one.name == one.observer else f"{one.state} ({one.observer})",
+        "files": f"{amount(one.delivered_count)} told, {amount(one.queued_count)} waiting, "
+        f"{amount(one.vetoed_count)} refused",
+    }
+    if one.failure:
+        facts["failed"] = one.failure
+    if one.traceback:
+        facts["traceback"] = "\n".join(["", *(f"    {line}" for line in one.traceback.splitlines())])
+    return facts
 
 
 def model_facts(model: ModelStatus) -> dict[str, str]:
@@ -65,6 +99,10 @@ def model_facts(model: ModelStatus) -> dict[str, str]:
         "staleness": f"{model.staleness_mean:.1f}, at most {model.staleness_max}",
         "memory": size(model.memory_bytes),
     }
+    if model.gradient_files_count:
+        facts["gradient files"] = f"{amount(model.gradient_files_count)} to be applied"
+    if model.gradient_files_note:
+        facts["of these"] = model.gradient_files_note
     if model.failure:
         facts["failed"] = model.failure
     elif model.waiting_for and not model.pushes_per_s:

@@ -18,6 +18,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import coproc
+from coproc.cli import main
 from coproc.cli.base import PROGRAM, parse_size, size
 from coproc.cli.serve import file_system, serve
 from coproc.pools.base import python_path
@@ -41,6 +42,19 @@ def run(*arguments, cwd=None, **changes):
         env=environment(**changes),
         check=False,
     )
+
+
+@pytest.fixture
+def run_here(capsys, monkeypatch):
+    """`run` within this process, for what ends before anything is started: an interpreter's start takes a second."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run_here(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([*map(str, arguments)])
+        return subprocess.CompletedProcess(arguments, ended.value.code, *capsys.readouterr())
+
+    return run_here
 
 
 def fails(done, words, code=1):
@@ -79,7 +93,6 @@ def test_help_names_every_command():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["trian"], "trian"),
         (["train", "--epochs", "many"], "--epochs"),
         (["train", "--hidden", "wide"], "--hidden is a list of sizes"),
         (["train", "--scale", "big"], "--scale is a number or auto"),
@@ -99,8 +112,12 @@ def test_help_names_every_command():
         (["serve", "--memory", "lots"], "a size looks like 512m"),
     ],
 )
-def test_wrong_command_lines_exit_with_2(arguments, words):
-    fails(run(*arguments), words, code=2)
+def test_wrong_command_lines_exit_with_2(run_here, arguments, words):
+    fails(run_here(*arguments), words, code=2)
+
+
+def test_an_unknown_command_ends_the_process_with_2():
+    fails(run("trian"), "trian", code=2)
 
 
 def test_trains_the_digits_without_java(tmp_path):
