@@ -203,7 +203,7 @@ def run(names: Iterable[str], options: Options) -> list[Result]:
 
 def environment() -> dict[str, Any]:
     """Where it was measured: versions, commit, processor, load."""
-    packages = ["coproc", "numpy", "numba", "llvmlite", "pyarrow", "grpcio", "pyspark", "torch"]
+    packages = ["coproc", "numpy", "numba", "llvmlite", "pyarrow", "grpcio", "pyspark", "torch", "ray"]
     versions = {}
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -23,6 +23,7 @@ def measure(name, tmp_path):
     [
         ("round", {("round", "stream loop")}),
         ("latency", set()),
+        ("tier", {("put", "write(2)"), ("open", "TCP stream"), ("8 clients", "1 client")}),
         ("train", {("coproc", "gradients only")}),
     ],
 )
