@@ -16,8 +16,9 @@ tolerated; what is excepted is listed here with its reason:
   Descriptors without a name (anonymous inodes) are therefore counted by kind, and gRPC is woken before the
   first look.
 - Python's resource tracker: one process for the whole interpreter, started by its first user.
-- An entry of /dev/shm in which a process outside this family has something open is somebody else's, with
-  all that lies in it: machines are shared.
+- An entry of /dev/shm in which a process outside this family has something open, or whose name carries the
+  pid of such a process, is somebody else's, with all that lies in it: machines are shared, and the suite runs
+  in several processes. So what a test puts there is named after its process, as the product's entries are.
 - Threads of native libraries (BLAS, Arrow, OpenMP pools) are not Python threads and stay by design.
 - A test that failed is not checked: its traceback keeps its objects alive, and its failure is the news.
 """
@@ -27,6 +28,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import re
 import select
 import threading
 import time
@@ -37,7 +39,9 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy  # noqa: F401  (its BLAS is there when `pytest_configure` limits it)
 import pytest
+import threadpoolctl
 
 from storage_tier import wire
 
@@ -45,6 +49,14 @@ SETTLE_S = 5.0
 SHM = Path("/dev/shm")
 OWN_VARIABLES = ("COPROC_", "STORAGE_TIER_")
 PR_SET_CHILD_SUBREAPER = 36
+PROCESSES = 2
+LONG = [
+    *("test_exactly_once.py", "test_on_spark.py", "test_lifetimes.py", "test_commands.py", "test_measurements.py"),
+    *("test_train.py", "test_filesystem_abstract.py"),
+]
+"""Files, in the order in which they begin."""
+PID = re.compile(r"(?<!\w)[1-9][0-9]{0,7}(?!\w)")
+"""In a name: a whole number that no letter, digit or underscore adjoins."""
 
 pytest_plugins = ["pytester"]
 
@@ -62,6 +74,8 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("slow" if config.getoption("--slow") else "coproc")
     for name in [name for name in os.environ if name.startswith(OWN_VARIABLES)]:
         del os.environ[name]  # a failpoint or an address of the caller's shell is no part of the suite
+    if hasattr(config, "workerinput"):  # one of several: threads of BLAS that spin would take the others' core
+        threadpoolctl.threadpool_limits(1, "blas")
     # Orphans of a killed server become children of this process, so that the check sees them.
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # Open as long as the suite runs: gRPC's descriptors exist before the first look.
@@ -69,7 +83,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(config.stash[AWAKE].close)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Processes of the suite: none besides this one for a single file, where a start would cost more than it gives."""
+    single = len(config.args) == 1 and not Path(config.args[0].split("::")[0]).is_dir()
+    return 0 if single else min(PROCESSES, len(os.sched_getaffinity(0)))
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # The long files first, or the other processes would wait for the one that gets them last.
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     if config.getoption("--slow"):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
@@ -114,11 +138,17 @@ def descriptors() -> Iterator[Resource]:
 
 def stat_fields(pid: int) -> tuple[str, int, str] | None:
     """(state, parent, start time) of a process; None when it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+    try:  # without Path and file objects, which take three times as long: this runs for each process, twice a test
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
         return None
-    fields = text[text.rindex(")") + 2 :].split()
+    try:
+        text = os.read(fd, 4096)
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(fd)
+    fields = text[text.rindex(b")") + 2 :].decode().split(maxsplit=20)
     return fields[0], int(fields[1]), fields[19]
 
 
@@ -182,7 +212,15 @@ def entry_of(path: str) -> str:
     return "/".join(path.split("/")[:4])
 
 
-def held_outside() -> set[str]:
+def named_outside(names: Iterable[str]) -> set[str]:
+    """Those names of entries of /dev/shm that carry the pid of a living process outside the family."""
+    pids = {name: {int(number) for number in PID.findall(name)} for name in names}
+    living = {pid for found in pids.values() for pid in found if stat_fields(pid)}
+    strangers = living - {1, os.getpid(), *family()} if living else living
+    return {name for name, found in pids.items() if found & strangers}
+
+
+def held_outside(_: Iterable[str]) -> set[str]:
     """Entries of /dev/shm in which a process outside the family has something open or mapped."""
     ours = {os.getpid(), *family()}
     held: set[str] = set()
@@ -215,12 +253,11 @@ def left_over(before: set[Resource], held: Iterable[set[Resource]]) -> list[Reso
         suspects = {found for found in suspects if found.kind != "process" or not is_below(found.pid, owners, living)}
     if any(found.kind == "name" for found in suspects):
         folders = tuple(f"{path_of(found)}/" for found in booked if found.kind == "name")
-        foreign = held_outside()
-        suspects = {
-            found
-            for found in suspects
-            if found.kind != "name" or not (path_of(found).startswith(folders) or entry_of(path_of(found)) in foreign)
-        }
+        suspects = {found for found in suspects if found.kind != "name" or not path_of(found).startswith(folders)}
+        for foreign in (named_outside, held_outside):  # the cheap look first
+            entries = {entry_of(path_of(found)) for found in suspects if found.kind == "name"}
+            theirs = foreign(entries) if entries else entries
+            suspects = {found for found in suspects if found.kind != "name" or entry_of(path_of(found)) not in theirs}
     return sorted(suspects, key=lambda found: (found.kind, found.text))
 
 
@@ -315,6 +352,20 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     left = settle(before, request.session.stash.get(HELD, {}).values())
     if left:
         pytest.fail(report(left, "this test"), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """What a process of the suite sends to the one that prints: half a surrogate pair in it would end the run."""
+    return sendable((yield))
+
+
+def sendable(data: Any) -> Any:
+    if isinstance(data, str):
+        return data.encode(errors="backslashreplace").decode()
+    if isinstance(data, dict):
+        return {sendable(key): sendable(value) for key, value in data.items()}
+    return type(data)(map(sendable, data)) if isinstance(data, list | tuple) else data
 
 
 def pytest_report_header() -> list[str]:

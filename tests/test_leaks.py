@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,7 +115,7 @@ def test_a_failed_test_is_not_checked(pytester: pytest.Pytester) -> None:
 
 
 def test_what_lies_where_others_have_something_open_is_theirs(pytester: pytest.Pytester) -> None:
-    folder = Path(f"/dev/shm/leak-theirs-{os.getpid()}")
+    folder = Path(f"/dev/shm/leak-theirs-{secrets.token_hex(8)}x")  # without a pid, which would do as well
     folder.mkdir()
     try:
         with (folder / "lock").open("w"):
@@ -120,3 +123,17 @@ def test_what_lies_where_others_have_something_open_is_theirs(pytester: pytest.P
             run(pytester, body).assert_outcomes(passed=1)
     finally:
         shutil.rmtree(folder)
+
+
+def test_what_is_named_after_a_process_of_others_is_theirs_as_long_as_it_lives(pytester: pytest.Pytester) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    paths = [Path(f"/dev/shm/leak-{number}") for number in (f"{os.getpid()}-a", f"{ended.pid}-a", f"1{os.getpid()}x-1")]
+    body = "".join(f"def test_{number}():\n    Path({str(path)!r}).touch()\n\n" for number, path in enumerate(paths))
+    try:
+        result = run(pytester, body, settle_s=0.2)
+    finally:
+        for path in paths:
+            path.unlink()
+    result.assert_outcomes(passed=3, errors=2)
+    result.stdout.re_match_lines([r".*ERROR at teardown of test_1", r".*ERROR at teardown of test_2"])
