@@ -21,6 +21,7 @@ def test_the_python_example_runs() -> None:
     assert done.returncode == 0, done.stderr
     # One step of 0.1 towards gradients of -1 and 1, from zeros.
     assert re.search(r"'w': array\(\[0\.1, .*'b': array\(\[-0\.1\]", done.stdout), done.stdout
+    assert re.search(r"^\{'w': array\(\[-0\.1, -0\.1, -0\.1, -0\.1\]", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_the_extras_of_the_commands_exist() -> None:
