@@ -1,4 +1,4 @@
-"""Named points between durable acts, where a test may kill the process.
+"""Named points before and after durable acts, where a test may kill the process and a measurement look on.
 
 Otherwise nothing is armed and `hit` costs one look. A test arms a point through the environment of the process it
 starts: ``TIER_FAILPOINT="commit.seal.after:3"`` kills with SIGKILL at the third hit.
@@ -8,10 +8,68 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-POINTS = frozenset(
-    {
+import numpy as np
+
+
+class Probe:
+    """The points of one package. Those that compiled code hits it looks up in `left` by `number`."""
+
+    def __init__(self, points: Sequence[str], variable: str) -> None:
+        """Arm what the variable of the environment says, as ``POINT`` or ``POINT:COUNT``.
+
+        Raises:
+            ValueError: there is no such point.
+        """
+        self.points = tuple(points)
+        self.left = np.zeros(len(self.points), np.int64)
+        """Hits of each point until the process is killed; 0: it is not armed. Compiled code counts down here too."""
+        self._watched: dict[str, Callable[[], None]] = {}
+        if armed := os.environ.get(variable):
+            name, _, count = armed.partition(":")
+            self._arm(name, int(count or 1))
+
+    def number(self, name: str) -> int:
+        """Where a point stands in `left`.
+
+        Raises:
+            ValueError: there is no such point.
+        """
+        if name not in self.points:
+            raise ValueError(f"there is no point {name!r}; the points are {', '.join(self.points)}")
+        return self.points.index(name)
+
+    def hit(self, name: str) -> None:
+        """Do here what a test or a measurement has asked for; else nothing."""
+        if self._watched and name in self._watched:
+            self._watched[name]()
+
+    def watch(self, name: str, act: Callable[[], None] | None) -> None:
+        """Have `act` called at each hit of a point, in the thread that hits it; not where compiled code hits it.
+
+        None ends it. Raises ValueError as `number`.
+        """
+        self.number(name)
+        if act is None:
+            self._watched.pop(name, None)
+        else:
+            self._watched[name] = act
+
+    def _arm(self, name: str, count: int) -> None:
+        point = self.number(name)
+        self.left[point] = count
+
+        def die() -> None:
+            self.left[point] -= 1
+            if self.left[point] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        self._watched[name] = die
+
+
+_PROBE = Probe(
+    (
         "commit.seal.before",
         "commit.seal.after",
         "commit.publish.after",
@@ -35,45 +93,8 @@ POINTS = frozenset(
         "evict.delete.after",
         "spill.link.after",
         "spill.delete.after",
-    }
+    ),
+    "TIER_FAILPOINT",
 )
-
-
-def _die_at_hit(count: int) -> Callable[[], None]:
-    left = count
-
-    def die() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return die
-
-
-def _read(text: str | None) -> dict[str, Callable[[], None]]:
-    if not text:
-        return {}
-    name, _, count = text.partition(":")
-    if name not in POINTS:
-        raise ValueError(f"TIER_FAILPOINT names {name!r}; the points are {sorted(POINTS)}")
-    return {name: _die_at_hit(int(count or 1))}
-
-
-_watched = _read(os.environ.get("TIER_FAILPOINT"))
-
-
-def hit(name: str) -> None:
-    """Do here what a test has asked for; else nothing."""
-    if _watched and name in _watched:
-        _watched[name]()
-
-
-def watch(name: str, act: Callable[[], None] | None) -> None:
-    """Have `act` called at each hit of a point, in the thread that hits it; None ends it."""
-    if name not in POINTS:
-        raise ValueError(f"there is no point {name!r}; the points are {sorted(POINTS)}")
-    if act is None:
-        _watched.pop(name, None)
-    else:
-        _watched[name] = act
+POINTS = _PROBE.points
+hit, watch = _PROBE.hit, _PROBE.watch

@@ -20,10 +20,8 @@ import shutil
 import sys
 import threading
 import time
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -56,8 +54,6 @@ from storage_tier.headers import (
     block_name,
     clean_metadata,
     clean_path,
-    clean_prefix,
-    is_below,
     payload_offset_bytes,
     whole_pages,
 )
@@ -66,8 +62,7 @@ from storage_tier.probe import hit
 from storage_tier.second_level import SecondLevel
 from storage_tier.writer import BlockWriter, why_taken
 
-# A near writer has this long from CreateBlock to CommitBlock: 57 MB take 15 ms, a busy host a hundred times
-# that.
+# A near writer has this long from its reservation to its commit: 57 MB take 25 ms, on a busy host a hundred times that.
 RESERVATION_TTL_S = 60.0
 
 
@@ -81,11 +76,6 @@ class Reservation:
     file_bytes: int
     expires_s: float
     """On the monotonic clock."""
-
-
-# Inside of `Tier` the name `list` is its method.
-Listing = list[BlockInfo]
-Paths = list[str]
 
 
 @dataclass(frozen=True)
@@ -158,7 +148,6 @@ class Tier:
             self._lock = threading.Lock()
             self._reservations: dict[str, Reservation] = {}
             self._blocks: dict[str, BlockInfo] = {}
-            self._paths: list[str] = []  # the keys of _blocks, sorted
             found, self._damaged = scan(self.blocks_directory)
             for info in found:
                 self._index(info)
@@ -364,56 +353,7 @@ class Tier:
             # It went to the second level between the two.
             return Block.map(self.local_path(info.path), info.path)
 
-    def list(self, prefix: str = "", after_path: str = "", limit_count: int | None = None) -> Listing:
-        """Blocks at or below `prefix`, in order of paths, after `after_path`, at most `limit_count`.
-
-        '/a' means the block /a and what is below it, not /ab.
-
-        Raises:
-            InvalidPath.
-        """
-        prefix = clean_prefix(prefix)
-        with self._lock:
-            self._expire()
-            # Who is killed between its link and its commit must not leave what a clean-up would not see.
-            for reservation in self._reservations.values():
-                if is_below(reservation.path, prefix):
-                    self._adopt(reservation.path)
-            start = bisect_left(self._paths, prefix)
-            if after_path:
-                start = max(start, bisect_right(self._paths, after_path))
-            found: Listing = []
-            for path in islice(self._paths, start, None):
-                if not path.startswith(prefix) or (limit_count is not None and len(found) >= limit_count):
-                    break
-                if is_below(path, prefix):
-                    found.append(self._blocks[path])
-            return found
-
     # ----------------------------------------------------------------- delete
-
-    def delete(self, path: str) -> None:
-        """Remove a block's name; its memory is free when nobody has it open any more.
-
-        Raises:
-            BlockNotFound, InvalidPath.
-        """
-        path = clean_path(path)
-        with self._lock:
-            if not self._delete(path):
-                raise BlockNotFound(f"{path} cannot be deleted: there is no block of this name")
-
-    def delete_prefix(self, prefix: str) -> int:
-        """Remove all blocks at or below `prefix`; returns how many. Not atomic over the blocks.
-
-        Raises:
-            InvalidPath.
-        """
-        count = 0
-        for info in self.list(prefix):
-            with self._lock:
-                count += self._delete(info.path)
-        return count
 
     def delete_blocks(self, paths: Iterable[str]) -> int:
         """Remove these blocks, of both levels; returns how many there were. Not atomic over the blocks."""
@@ -473,7 +413,7 @@ class Tier:
             self._forget(path)
             return freed_bytes
 
-    def unlisted(self, older_than_s: float) -> Paths:
+    def unlisted(self, older_than_s: float) -> list[str]:
         """Block files that were linked so long ago, and neither committed nor looked for since: of dead writers."""
         now_s = time.time()
         found = []
@@ -574,14 +514,11 @@ class Tier:
     def _index(self, info: BlockInfo) -> None:
         # What is on disk is in use, whatever the budget says.
         self.budget.adopt(_stored(info.path), info.memory_bytes)
-        if info.path not in self._blocks:
-            self._paths.insert(bisect_left(self._paths, info.path), info.path)
         self._blocks[info.path] = info
 
     def _forget(self, path: str) -> None:
         self.budget.release(_stored(path))
-        if self._blocks.pop(path, None) is not None:
-            del self._paths[bisect_left(self._paths, path)]
+        self._blocks.pop(path, None)
 
     def _expire(self) -> None:
         now_s = time.monotonic()

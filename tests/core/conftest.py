@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import re
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +35,11 @@ def far(cluster):
 @pytest.fixture
 def name(request):
     return re.sub(r"[^A-Za-z0-9]+", "-", request.node.name).strip("-")
+
+
+@pytest.fixture
+def directory():
+    """Shared memory for a model that stands still."""
+    with tempfile.TemporaryDirectory(prefix=f"coproc-test-turns-{os.getpid()}-", dir="/dev/shm") as name:
+        yield Path(name)
+        gc.collect()
