@@ -113,6 +113,10 @@ class Stream:
             return False
         return False
 
+    def holds_bytes(self) -> bool:
+        """Whether bytes have been taken from the socket that nobody has taken from here."""
+        return self._end > self._begin or (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0)
+
     def take(self, count: int) -> bytes:
         """The next bytes.
 

@@ -1,4 +1,4 @@
-"""The server's end of the line (`storage_tier.line`): a thread a connection, which reads, does, answers."""
+"""The server's end of the line (`storage_tier.line`): reads calls, does them, answers."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ from google.protobuf.message_factory import GetMessageClass
 from storage_tier.blocks import Block
 from storage_tier.errors import DeadlineExceeded, InvalidRequest, ServerFailed, TierError
 from storage_tier.line import ANSWER, FAILED, FINE, MAGIC, REQUEST, TICKET_BYTES, WELCOME, Stream, short_path, tune
+from storage_tier.server.leader import LeaderFollowers
 from storage_tier.wire import CHUNK_BYTES, MAX_MESSAGE_BYTES, TIER_ERRORS, TlsServer
 
 LOG = logging.getLogger(__name__)
 
-# Each takes a thread and 64 KiB. Who finds none free uses gRPC.
+# Each takes 64 KiB, and a thread while it is at a long call. Who finds none free uses gRPC.
 MAX_CONNECTIONS = 512
 _GREETING_S = 5.0
 # A client that takes no byte for so long is gone.
 _STALLED_S = 60
+# More bytes than these take long.
+_QUICK_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,27 @@ def _unary(service: Any, plain: Callable[..., Any]) -> Callable[..., tuple[Any, 
     return lambda request, context, raw: (plain(service, request, context), NOTHING)
 
 
+class _Line:
+    """One connection."""
+
+    def __init__(self, stream: Stream, ended: Callable[[_Line], None]) -> None:
+        self.stream = stream
+        self.busy = False
+        self._ended = ended
+
+    def fileno(self) -> int:
+        return self.stream.sock.fileno()
+
+    def close(self) -> None:
+        self.stream.sock.close()
+        self._ended(self)
+
+
 class LineServer:
     """Takes connections from `start` to `stop`."""
 
     def __init__(self, ticket: bytes, max_calls: int) -> None:
-        """Does no I/O.
+        """Opens no port.
 
         Args:
             ticket: what a connection must show.
@@ -114,10 +133,13 @@ class LineServer:
         self._greeting = MAGIC + ticket
         self._calls: Mapping[bytes, Call] = {}
         self._turns = threading.BoundedSemaphore(max_calls)
-        self._lock = threading.Lock()
         self._listeners: list[socket.socket] = []
-        self._busy: dict[socket.socket, bool] = {}
-        self._threads: set[threading.Thread] = set()
+        self._leader: LeaderFollowers[_Line] = LeaderFollowers(self._serve, "line")
+        self._lock = threading.Lock()
+        # Told when there is one less of these.
+        self._changed = threading.Condition(self._lock)
+        self._arriving: set[socket.socket] = set()
+        self._lines: set[_Line] = set()
         self._path: Path | None = None
         self._tls: ssl.SSLContext | None = None
         self._stopped = False
@@ -150,6 +172,7 @@ class LineServer:
     def start(self, calls: Mapping[str, Call]) -> None:
         """Serve. Does not block."""
         self._calls = {name.encode(): call for name, call in calls.items()}
+        self._leader.start()
         for listener in self._listeners:
             listener.listen(128)
             thread = threading.Thread(target=self._accept, args=(listener,), name="line accept", daemon=True)
@@ -159,25 +182,20 @@ class LineServer:
         """Take no more calls, give those at work `grace_s` seconds, then cut them off. Idempotent."""
         with self._lock:
             self._stopped = True
-            idle = [sock for sock, busy in self._busy.items() if not busy]
+            for sock in [*self._arriving, *(line.stream.sock for line in self._lines if not line.busy)]:
+                _shut(sock)
         for listener in self._listeners:
             _shut(listener)
             listener.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
             self._path = None
-        for sock in idle:
-            _shut(sock)
-        deadline_s = time.monotonic() + grace_s
-        for cut in (False, True):
-            with self._lock:
-                threads, socks = list(self._threads), list(self._busy)
-            if cut:
-                for sock in socks:
-                    _shut(sock)
-                deadline_s += 1.0
-            for thread in threads:
-                thread.join(max(0.0, deadline_s - time.monotonic()))
+        with self._lock:
+            if not self._changed.wait_for(self._is_empty, grace_s):
+                for line in self._lines:
+                    _shut(line.stream.sock)
+                self._changed.wait_for(self._is_empty, 1.0)
+        self._leader.stop(1.0)
 
     def __enter__(self) -> Self:
         return self
@@ -198,56 +216,70 @@ class LineServer:
                 LOG.warning("a connection could not be taken", exc_info=True)
                 time.sleep(0.1)
                 continue
-            thread = threading.Thread(target=self._serve, args=(sock,), name="line", daemon=True)
             with self._lock:
-                refused = self._stopped or len(self._busy) >= MAX_CONNECTIONS
+                refused = self._stopped or len(self._lines) + len(self._arriving) >= MAX_CONNECTIONS
                 if not refused:
-                    self._busy[sock] = True
-                    self._threads.add(thread)
+                    self._arriving.add(sock)
             if refused:
                 sock.close()
             else:
-                thread.start()
+                threading.Thread(target=self._greet, args=(sock,), name="line greeting", daemon=True).start()
 
-    def _serve(self, sock: socket.socket) -> None:
-        known = sock
+    def _greet(self, sock: socket.socket) -> None:
+        arrived, line = sock, None
         try:
             sock.settimeout(_GREETING_S)
             if sock.family != socket.AF_UNIX:
                 tune(sock)
                 if self._tls is not None:
+                    # Takes the socket over, even where it fails.
                     sock = self._tls.wrap_socket(sock, server_side=True)
-                    with self._lock:
-                        del self._busy[known]
-                        self._busy[sock] = True
-                    known = sock
             stream = Stream(sock)
-            if not hmac.compare_digest(stream.take(len(self._greeting)), self._greeting):
-                return
-            sock.sendall(WELCOME)
-            sock.settimeout(None)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _STALLED_S, 0))
-            while self._turn_idle(sock, True):
-                head = stream.take(REQUEST.size)
-                if not self._turn_idle(sock, False):
-                    return
-                self._answer(stream, *REQUEST.unpack(head))
+            if hmac.compare_digest(stream.take(len(self._greeting)), self._greeting):
+                sock.settimeout(None)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _STALLED_S, 0))
+                sock.sendall(WELCOME)
+                line = _Line(stream, self._end)
+        except (OSError, EOFError) as error:
+            LOG.debug("a connection ended: %r", error)
+        finally:
+            with self._lock:
+                self._arriving.discard(arrived)
+                welcome = line is not None and not self._stopped
+                if line is not None and welcome:
+                    self._lines.add(line)
+                self._changed.notify_all()
+            if line is not None and welcome:
+                self._leader.watch(line)
+            else:
+                sock.close()
+
+    def _end(self, line: _Line) -> None:
+        with self._lock:
+            self._lines.discard(line)
+            self._changed.notify_all()
+
+    def _is_empty(self) -> bool:
+        return not self._lines and not self._arriving
+
+    def _serve(self, line: _Line) -> bool:
+        """Do the calls that have come; returns whether there may be more."""
+        stream = line.stream
+        try:
+            while self._turn_busy(line, True):
+                self._answer(stream, *REQUEST.unpack(stream.take(REQUEST.size)))
+                if not stream.holds_bytes():
+                    return self._turn_busy(line, False)
         except (OSError, EOFError) as error:
             LOG.debug("a connection ended: %r", error)
         except TierError as error:
             LOG.warning("an answer was cut off: what passes through this server came to an end: %s", error)
-        except Exception:
-            LOG.exception("a connection failed")
-        finally:
-            sock.close()
-            with self._lock:
-                self._busy.pop(known, None)
-                self._threads.discard(threading.current_thread())
+        return False
 
-    def _turn_idle(self, sock: socket.socket, idle: bool) -> bool:
+    def _turn_busy(self, line: _Line, busy: bool) -> bool:
         """Whether to go on; `stop` ends at once whoever waits for a call."""
         with self._lock:
-            self._busy[sock] = not idle
+            line.busy = busy
             return not self._stopped
 
     def _answer(self, stream: Stream, name_bytes: int, left_ms: int, message_bytes: int, raw_bytes: int) -> None:
@@ -255,6 +287,8 @@ class LineServer:
         if message_bytes > MAX_MESSAGE_BYTES:
             raise EOFError(f"a message of {message_bytes:,} bytes")
         name, message = stream.take(name_bytes), stream.take(message_bytes)
+        if raw_bytes > _QUICK_BYTES:
+            self._leader.leave_lead()
         taken = _Taken(stream, raw_bytes)
         raw = NOTHING
         try:
@@ -282,6 +316,8 @@ class LineServer:
             for _ in taken:
                 pass
             stream.sock.sendall(ANSWER.pack(kind, len(content), raw.end - raw.start) + content)
+            if raw.end - raw.start > _QUICK_BYTES:
+                self._leader.leave_lead()
             # From the map by send(2): sendfile(2) hands over single pages, at two thirds of the speed on loopback.
             for chunk in raw.chunks():
                 stream.sock.sendall(chunk)
