@@ -126,20 +126,21 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
-        """The spec that `to_json` wrote.
+        """The spec that `to_json` or a client wrote; slots and buffers are the consistency's where it says nothing.
 
         Raises:
             ConfigError: not such a text, or a value that cannot be.
         """
         try:
             raw: dict[str, Any] = json.loads(text)
+            rule = consistency.from_config(raw["consistency"])
             return cls(
                 name=raw["name"],
                 layout=ParamLayout({name: tuple(shape) for name, shape in raw["tensors"].items()}),
                 optimizer=optim.from_config(raw["optimizer"]),
-                consistency=consistency.from_config(raw["consistency"]),
-                slots=int(raw["slots"]),
-                buffers=int(raw["buffers"]),
+                consistency=rule,
+                slots=int(raw.get("slots", rule.slots)),
+                buffers=int(raw.get("buffers", rule.buffers)),
                 identity=str(raw.get("identity", "")),
                 home=str(raw.get("home", "")),
                 shards=tuple(ShardPlace(**place) for place in raw.get("shards", ())),
