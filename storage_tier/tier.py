@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from storage_tier.blocks import Block, delete_file, is_open, prune, read_info, scan, walk_files
+from storage_tier.blocks import Block, is_open
 from storage_tier.budget import Budget, check_shared_memory, default_limit_bytes, larger_shared_memory
 from storage_tier.directory import (
     BLOCKS_NAME,
@@ -39,19 +39,17 @@ from storage_tier.directory import (
 )
 from storage_tier.directory import remove_directory as remove_directory
 from storage_tier.errors import (
-    BlockExists,
     BlockNotFound,
-    CorruptBlock,
     InvalidRequest,
     OutOfMemory,
-    ReservationLost,
     Unsupported,
 )
+from storage_tier.first_level import FirstLevel
+from storage_tier.first_level import Reservation as Reservation
 from storage_tier.headers import (
     BlockInfo,
     Metadata,
     block_file,
-    block_name,
     clean_metadata,
     clean_path,
     payload_offset_bytes,
@@ -60,22 +58,10 @@ from storage_tier.headers import (
 from storage_tier.host import NONCE_NAME, TEMPORARY_PREFIX, write_nonce
 from storage_tier.probe import hit
 from storage_tier.second_level import SecondLevel
-from storage_tier.writer import BlockWriter, why_taken
+from storage_tier.writer import BlockWriter
 
 # A near writer has this long from its reservation to its commit: 57 MB take 25 ms, on a busy host a hundred times that.
 RESERVATION_TTL_S = 60.0
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """Memory set aside for a block that somebody else writes into `directory`."""
-
-    id: str
-    path: str
-    directory: Path
-    file_bytes: int
-    expires_s: float
-    """On the monotonic clock."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +122,6 @@ class Tier:
             for temporary in self.directory.glob(TEMPORARY_PREFIX + "*"):
                 temporary.unlink(missing_ok=True)
             self.blocks_directory = self.directory / BLOCKS_NAME
-            prune(self.blocks_directory)
-            self.blocks_directory.mkdir(mode=0o700, exist_ok=True)
             held_bytes = count_held_bytes(self.directory)
             if memory_bytes is None:
                 remedy = larger_shared_memory(self.directory)
@@ -146,16 +130,14 @@ class Tier:
                 check_shared_memory(self.directory, memory_bytes - held_bytes)
                 self.budget = Budget(memory_bytes)
             self._lock = threading.Lock()
-            self._reservations: dict[str, Reservation] = {}
-            self._blocks: dict[str, BlockInfo] = {}
-            found, self._damaged = scan(self.blocks_directory)
-            for info in found:
-                self._index(info)
+            self._first = FirstLevel(self.blocks_directory, self.budget)
             # Both are durable before the first client can see them.
             self.server_id, self.epoch = next_epoch(self.directory)
             self._second: SecondLevel | None = None
             if spill_directory is not None:
-                self._second = self._open_second(SecondLevel(spill_directory, self.server_id, spill_bytes))
+                self._second = SecondLevel(spill_directory, self.server_id, spill_bytes)
+                for path in [path for path in self._second.blocks if path in self._first.blocks]:
+                    self._second.delete(path)
             self.make_room: Callable[[int], bool] | None = None
             """Asked by `reserve` to free so many bytes, as long as it says that it freed some."""
             self.nonce = write_nonce(self.directory)
@@ -173,12 +155,12 @@ class Tier:
     def blocks(self) -> dict[str, BlockInfo]:
         """A copy of the list of blocks by path."""
         with self._lock:
-            return dict(self._blocks)
+            return dict(self._first.blocks)
 
     @property
     def damaged(self) -> tuple[str, ...]:
-        """Sentences about files below blocks/ that are not served."""
-        return tuple(self._damaged)
+        """Sentences about files of both levels that are not served."""
+        return (*self._first.damaged, *([] if self._second is None else self._second.damaged))
 
     # ------------------------------------------------------------------ write
 
@@ -195,25 +177,14 @@ class Tier:
             raise InvalidRequest(f"{path}: a block's file cannot have {file_bytes:,} bytes")
         while True:
             try:
-                return self._reserve(path, file_bytes, ttl_s)
+                with self._lock:
+                    return self._first.reserve(path, file_bytes, ttl_s)
             except OutOfMemory:
                 # More than there can ever be is worth nobody's block.
                 if self.make_room is None or whole_pages(file_bytes) > self.budget.limit_bytes:
                     raise
                 if not self.make_room(whole_pages(file_bytes)):
                     raise
-
-    def _reserve(self, path: str, file_bytes: int, ttl_s: float) -> Reservation:
-        with self._lock:
-            self._expire()
-            self._refuse_existing(path)
-            check_shared_memory(self.blocks_directory, file_bytes)
-            reservation = Reservation(
-                os.urandom(16).hex(), path, self.blocks_directory, file_bytes, time.monotonic() + ttl_s
-            )
-            self.budget.charge(_writing(reservation), whole_pages(file_bytes))
-            self._reservations[reservation.id] = reservation
-            return reservation
 
     def commit(self, reservation_id: str) -> BlockInfo:
         """Take over the block that was linked under a reservation.
@@ -225,31 +196,12 @@ class Tier:
             OutOfMemory: it is larger than reserved, and that does not fit. It was deleted.
         """
         with self._lock:
-            self._expire()
-            reservation = self._reservations.pop(reservation_id, None)
-            if reservation is None:
-                raise ReservationLost(
-                    f"there is no reservation {reservation_id!r:.60}: it was committed or aborted before, "
-                    "its time ran out, or the server was started anew"
-                )
-            try:
-                info = self._read(reservation.path)
-                self.budget.transfer(_writing(reservation), _stored(info.path), info.memory_bytes)
-            except OutOfMemory:
-                self._forget(reservation.path)
-                delete_file(self.blocks_directory, reservation.path)
-                raise
-            finally:
-                self.budget.release(_writing(reservation))
-            self._index(info)
-            return info
+            return self._first.commit(reservation_id)
 
     def abort(self, reservation_id: str) -> None:
         """Give a reservation back. An unknown one is no error: aborting twice is fine."""
         with self._lock:
-            reservation = self._reservations.pop(reservation_id, None)
-            if reservation is not None:
-                self.budget.release(_writing(reservation))
+            self._first.abort(reservation_id)
 
     def put(self, path: str, size_bytes: int, buffers: Iterable[Any], metadata: Metadata | None = None) -> BlockInfo:
         """Write a block from buffers that may come one by one; `size_bytes` is their sum. One copy.
@@ -306,10 +258,7 @@ class Tier:
                 write(writer)
                 info = writer.commit()
             with self._lock:
-                # Else it was deleted again before we got here.
-                if os.path.exists(block_name(self.blocks_directory, path)):
-                    self.budget.release(_writing(reservation))
-                    self._index(info)
+                self._first.take_over(reservation, info)
             return info
         finally:
             self.abort(reservation.id)
@@ -324,11 +273,7 @@ class Tier:
         """
         path = clean_path(path)
         with self._lock:
-            found = self._blocks.get(path) or self._on_second().get(path)
-            if found is None:
-                found = self._read(path)
-                self._index(found)
-            return found
+            return self._first.blocks.get(path) or self._on_second().get(path) or self._first.find(path)
 
     def local_path(self, path: str) -> Path:
         """The file of a block, whether it exists or not."""
@@ -338,7 +283,7 @@ class Tier:
 
     def on_disk(self, path: str) -> bool:
         """Whether a block is on the second level."""
-        return path in self._on_second() and path not in self._blocks
+        return path in self._on_second() and path not in self._first.blocks
 
     def open(self, path: str) -> Block:
         """Map a block. No copy.
@@ -364,8 +309,7 @@ class Tier:
         return count
 
     def _delete(self, path: str) -> bool:
-        found = delete_file(self.blocks_directory, path)
-        self._forget(path)
+        found = self._first.delete(path)
         if self._second is not None and path in self._second.blocks:
             found = self._second.delete(path) or found
         return found
@@ -403,37 +347,18 @@ class Tier:
             info = second.copy(block)
         hit("spill.link.after")
         with self._lock:
-            if not os.path.exists(block_name(self.blocks_directory, path)):
+            if not self._first.has(path):
                 # Deleted meanwhile.
                 second.delete(path)
                 return 0
-            freed_bytes = self.budget.charged_bytes(_stored(path))
+            freed_bytes = self._first.charged_bytes(path)
             second.add(info)
-            delete_file(self.blocks_directory, path)
-            self._forget(path)
+            self._first.delete(path)
             return freed_bytes
 
     def unlisted(self, older_than_s: float) -> list[str]:
         """Block files that were linked so long ago, and neither committed nor looked for since: of dead writers."""
-        now_s = time.time()
-        found = []
-        for file in walk_files(self.blocks_directory):
-            path = "/" + str(file.relative_to(self.blocks_directory))
-            if path in self._blocks:
-                continue
-            try:
-                age_s = now_s - file.lstat().st_ctime
-            except FileNotFoundError:
-                continue
-            if age_s >= older_than_s:
-                found.append(path)
-        return found
-
-    def _open_second(self, second: SecondLevel) -> SecondLevel:
-        self._damaged.extend(second.damaged)
-        for path in [path for path in second.blocks if path in self._blocks]:
-            second.delete(path)
-        return second
+        return self._first.unlisted(older_than_s)
 
     def _on_second(self) -> dict[str, BlockInfo]:
         return {} if self._second is None else self._second.blocks
@@ -449,34 +374,31 @@ class Tier:
             for entry in self.directory.iterdir():
                 if entry.name not in keep:
                     _remove(entry)
-            self.blocks_directory.mkdir(mode=0o700)
-            for path in list(self._blocks):
-                self._forget(path)
-            for path in list(self._on_second()):
-                self._delete(path)
-            for reservation in self._reservations.values():
-                self.budget.release(_writing(reservation))
-            self._reservations.clear()
-            self._damaged = []
+            self._first.begin_anew()
+            if self._second is not None:
+                for path in list(self._second.blocks):
+                    self._second.delete(path)
+                self._second.damaged = []
 
     # ----------------------------------------------------------------- status
 
     def status(self) -> TierStatus:
         """Memory, blocks and damage at this moment."""
         with self._lock:
-            self._expire()
+            self._first.expire()
+            damaged = self.damaged
             return TierStatus(
                 server_id=self.server_id,
                 epoch=self.epoch,
                 directory=str(self.directory),
                 memory_used_bytes=self.budget.used_bytes,
                 memory_limit_bytes=self.budget.limit_bytes,
-                block_count=len(self._blocks),
-                block_bytes=sum(info.size_bytes for info in self._blocks.values()),
-                reservation_count=len(self._reservations),
+                block_count=len(self._first.blocks),
+                block_bytes=sum(info.size_bytes for info in self._first.blocks.values()),
+                reservation_count=self._first.reservation_count,
                 started_ns=self.started_ns,
-                damaged_count=len(self._damaged),
-                damaged=tuple(self._damaged),
+                damaged_count=len(damaged),
+                damaged=damaged,
                 spilled_count=len(self._on_second()),
                 spilled_bytes=0 if self._second is None else self._second.used_bytes,
             )
@@ -494,59 +416,6 @@ class Tier:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    # -------------------------------------------------- with the lock held
-
-    def _read(self, path: str) -> BlockInfo:
-        try:
-            info = read_info(block_file(self.blocks_directory, path))
-        except BlockNotFound:
-            raise BlockNotFound(f"there is no block {path} in the tier at {self.directory}") from None
-        if info.path != path:
-            raise CorruptBlock(f"the file of {path} says it is {info.path}: it was renamed or copied")
-        return info
-
-    def _refuse_existing(self, path: str) -> None:
-        reason = why_taken(self.blocks_directory, path)
-        if reason is not None:
-            raise BlockExists(reason)
-
-    def _index(self, info: BlockInfo) -> None:
-        # What is on disk is in use, whatever the budget says.
-        self.budget.adopt(_stored(info.path), info.memory_bytes)
-        self._blocks[info.path] = info
-
-    def _forget(self, path: str) -> None:
-        self.budget.release(_stored(path))
-        self._blocks.pop(path, None)
-
-    def _expire(self) -> None:
-        now_s = time.monotonic()
-        for reservation in [r for r in self._reservations.values() if r.expires_s <= now_s]:
-            del self._reservations[reservation.id]
-            self.budget.release(_writing(reservation))
-            # Its writer may have died right after the link: then the block is there and counts.
-            self._adopt(reservation.path)
-
-    def _adopt(self, path: str) -> None:
-        """List the block if it is on disk."""
-        if path in self._blocks or not os.path.isfile(block_name(self.blocks_directory, path)):
-            return
-        try:
-            self._index(self._read(path))
-        except BlockNotFound:
-            return
-        except CorruptBlock as error:
-            if str(error) not in self._damaged:
-                self._damaged.append(str(error))
-
-
-def _writing(reservation: Reservation) -> str:
-    return f"the new block {reservation.path} ({reservation.id})"
-
-
-def _stored(path: str) -> str:
-    return f"the block {path}"
 
 
 def _remove(entry: Path) -> None:

@@ -11,21 +11,17 @@ point. Any server of a catalog answers for any path.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, Self, cast, get_args
+from typing import Any, Self
 
 from storage_tier.blocks import Block
 from storage_tier.catalog import Catalog
 from storage_tier.catalog.changes import KEEP, Keep
-from storage_tier.catalog.entries import Entry, Metadata
+from storage_tier.catalog.entries import Entry
 from storage_tier.catalog.mounts import Mount
-from storage_tier.catalog.mounts import WriteType as CatalogWriteType
 from storage_tier.catalog.observers import Attached
-from storage_tier.errors import BlockNotFound, InvalidRequest, PathNotDirectory, PathNotFound, TierError
-from storage_tier.files.alone import Alone
+from storage_tier.errors import BlockNotFound, PathNotDirectory, PathNotFound
 from storage_tier.files.base import (
     DEFAULT_TIMEOUT_S,
     CommitOptions,
@@ -35,32 +31,14 @@ from storage_tier.files.base import (
     Located,
     Reservation,
 )
-from storage_tier.files.chores import Chores
-from storage_tier.files.committing import Commits
-from storage_tier.files.eviction import Evictor
-from storage_tier.files.explain import Explainer
-from storage_tier.files.held import Held
-from storage_tier.files.loading import Loader
-from storage_tier.files.neighbours import Neighbours
-from storage_tier.files.observing import Observing
-from storage_tier.files.passing import Passing, PassThrough
+from storage_tier.files.parts import Parts
+from storage_tier.files.passing import Passing
 from storage_tier.files.peers import NoPeers, Peers
-from storage_tier.files.persisting import Persisting
-from storage_tier.files.publishing import Publisher
-from storage_tier.files.settings import Settings
-from storage_tier.files.tree import Tree
-from storage_tier.files.under import UnderStores
-from storage_tier.files.upkeep import Upkeep
-from storage_tier.files.virtual import VirtualFiles
 from storage_tier.headers import BlockInfo
-from storage_tier.host import proof_of
-from storage_tier.observers.base import Observer, Origin
+from storage_tier.observers.base import Observer
 from storage_tier.observers.options import ObserverOptions
 from storage_tier.tier import Tier
-from storage_tier.under.store import UnderStore
 from storage_tier.under.write_type import WriteType
-
-LOG = logging.getLogger(__name__)
 
 # Inside of `Files` the name `list` is its method.
 Entries = list[Entry]
@@ -94,94 +72,7 @@ class Files:
             peers: how the others are reached; None for a server that is alone.
             observer_facts: what observers find in `env.facts`, beside `address`.
         """
-        self._tier = tier
-        self._catalog = catalog
-        self._options = options or FilesOptions()
-        self._address = address
-        self._peers: Peers = peers or NoPeers()
-        self._held = Held(tier)
-        self._neighbours = Neighbours(catalog, tier.server_id, self._options.dead_after_s)
-        self._observing = Observing(catalog, self, {"address": address, **(observer_facts or {})})
-        self._settings = Settings(catalog, self._observing.sync, DEFAULT_TIMEOUT_S)
-        self._under = UnderStores(self._settings, self._options.under_timeout_s)
-        self._virtual = VirtualFiles(tier, self._held, self._observing.resolve, self._observing.list_virtual)
-        self._evictor = Evictor(tier, catalog, self._held, self._neighbours, self._virtual)
-        self._alone = Alone(catalog, self._options.dead_after_s, self._options.under_timeout_s)
-        self._loader = Loader(
-            catalog,
-            self._held,
-            self._neighbours,
-            self._peers,
-            self._settings,
-            self._under,
-            self._virtual,
-            self._alone,
-            self._evictor.why,
-        )
-        self._pass_through = PassThrough(catalog, self._neighbours, self._peers, self._under)
-        self._persisting = Persisting(
-            catalog, self._held, self._loader, self._settings, self._under, self._alone, self._options.under_timeout_s
-        )
-        self._publisher = Publisher(
-            catalog,
-            self._held,
-            self._evictor,
-            self._settings,
-            self._under,
-            self._persisting,
-            self._observing,
-            self._alone,
-        )
-        self._commits = Commits(
-            tier,
-            self._held,
-            self._evictor,
-            self._loader,
-            self._under,
-            self._observing,
-            self._virtual,
-            self._publisher,
-            self._options.early_check_bytes,
-            self._options.reservation_ttl_s,
-        )
-        self._tree = Tree(
-            catalog,
-            self._held,
-            self._loader,
-            self._settings,
-            self._under,
-            self._persisting,
-            self._observing,
-            self._virtual,
-            self._alone,
-            self._publisher.release,
-        )
-        self._explainer = Explainer(
-            tier,
-            catalog,
-            self._held,
-            self._evictor,
-            self._neighbours,
-            self._under,
-            self._persisting,
-            self._observing,
-        )
-        self._chores = Chores(
-            tier,
-            catalog,
-            self._held,
-            self._neighbours,
-            self._settings,
-            self._under,
-            self._virtual,
-            self._persisting,
-            self._observing,
-            self._commits,
-            self._alone,
-            self._options,
-        )
-        self._upkeep = Upkeep(self._chores.tasks())
-        self._closed = False
+        self._parts = Parts(tier, catalog, address, options or FilesOptions(), peers or NoPeers(), observer_facts or {})
 
     def start(self) -> None:
         """Become a member of the catalog, make blocks and catalog agree, and start the upkeep in the background.
@@ -192,36 +83,11 @@ class Files:
         Raises:
             as the catalog: Unreachable, CatalogRefused, DeadlineExceeded.
         """
-        self._catalog.members.register(self.server_id, self._address, proof_of(self._tier.nonce).hex())
-        self._neighbours.refresh()
-        found = self._catalog.replicas.reconcile(self._held.start())
-        self._held.drop(found.unnamed)
-        if found.lost:
-            LOG.warning("%d blocks that this server had are gone", len(found.lost))
-        self._tier.make_room = self._evictor.make_room
-        self._observing.start()
-        self._settings.look()
-        self._persisting.start()
-        self._upkeep.start()
-        self._chores.start()
+        self._parts.start()
 
     def close(self) -> None:
         """Stop the upkeep, uploads and observers, within `close_timeout_s` each. Idempotent; all files stay."""
-        if self._closed:
-            return
-        self._closed = True
-        self._upkeep.close(self._options.close_timeout_s)
-        self._persisting.close(self._options.close_timeout_s)
-        self._observing.close(self._options.close_timeout_s)
-        try:
-            self._observing.record()
-        except TierError as error:
-            LOG.warning(
-                "how far observers have come could not be noted, so they are told some commits again: %s", error
-            )
-        self._tier.make_room = None
-        self._under.close()
-        self._chores.close()
+        self._parts.close()
 
     def __enter__(self) -> Self:
         """Starts."""
@@ -234,7 +100,7 @@ class Files:
     @property
     def server_id(self) -> str:
         """This server's name for life."""
-        return self._tier.server_id
+        return self._parts.tier.server_id
 
     # ------------------------------------------------------------------ write
 
@@ -251,7 +117,7 @@ class Files:
             PathExists, VersionConflict, PathIsDirectory, PathNotFound, PathNotDirectory, InvalidPath, InvalidRequest;
             OutOfMemory: nothing can be evicted that would make room.
         """
-        return self._commits.create(path, file_bytes, options or CommitOptions())
+        return self._parts.commits.create(path, file_bytes, options or CommitOptions())
 
     def commit(self, reservation_id: str, options: CommitOptions | None = None) -> Entry:
         """Publish the block that was linked under a reservation as the newest version of its path.
@@ -265,7 +131,7 @@ class Files:
             PathExists, VersionConflict, PathIsDirectory, PathNotFound, PathNotDirectory, InvalidRequest;
             ReservationLost, BlockNotFound (nothing was linked), CorruptBlock, OutOfMemory; those of the under-store.
         """
-        return self._commits.commit_all([(reservation_id, options or CommitOptions())])[0]
+        return self._parts.commits.commit_all([(reservation_id, options or CommitOptions())])[0]
 
     def commit_all(self, commits: Sequence[tuple[str, CommitOptions]]) -> Entries:
         """`commit` several reservations, of different paths, at once: readers see all of the new files, or none.
@@ -283,11 +149,11 @@ class Files:
         Raises:
             as `commit`, of the first one that is refused; InvalidRequest: two have the same path.
         """
-        return self._commits.commit_all(commits)
+        return self._parts.commits.commit_all(commits)
 
     def abort(self, reservation_id: str) -> None:
         """Give a reservation back, and delete what was linked under it. An unknown one is no error."""
-        self._commits.abort(reservation_id)
+        self._parts.commits.abort(reservation_id)
 
     def put(
         self,
@@ -303,7 +169,7 @@ class Files:
         Raises:
             as `create` and `commit`; InvalidRequest: the buffers are not `size_bytes` long.
         """
-        return self._commits.put(path, size_bytes, buffers, options or CommitOptions())
+        return self._parts.commits.put(path, size_bytes, buffers, options or CommitOptions())
 
     def copy(
         self,
@@ -321,7 +187,7 @@ class Files:
             overwrite: a file may be at the target.
             options: `origin` and `write_type` count; the rest is the source's.
         """
-        return self._commits.copy(source, target, overwrite, options or CommitOptions(), timeout_s)
+        return self._parts.commits.copy(source, target, overwrite, options or CommitOptions(), timeout_s)
 
     # ------------------------------------------------------------------- read
 
@@ -334,7 +200,7 @@ class Files:
         Raises:
             PathNotFound, PathNotDirectory, InvalidPath; those of the under-store and of observers.
         """
-        return self._loader.stat(path, DEFAULT_TIMEOUT_S)
+        return self._parts.loader.stat(path, DEFAULT_TIMEOUT_S)
 
     def exists(self, path: str) -> bool:
         """Whether `stat` would find something."""
@@ -356,7 +222,7 @@ class Files:
         Raises:
             PathNotFound, PathNotDirectory, InvalidPath; those of the under-store.
         """
-        return self._tree.list(path, after, count)
+        return self._parts.tree.list(path, after, count)
 
     def find(self, path: str, after: str | None = None, count: int = 1000) -> Entries:
         """A page of all that lies below a directory, each directory before what is in it, names in byte order.
@@ -370,7 +236,7 @@ class Files:
         Raises:
             as `list`; InvalidRequest: `after` is not below `path`.
         """
-        return self._tree.find(path, after, count)
+        return self._parts.tree.find(path, after, count)
 
     def locate(self, path: str, version: int | None = None) -> Located:
         """Where a file's bytes are now. Fetches and loads nothing; counts as a use of the block.
@@ -380,7 +246,7 @@ class Files:
         Raises:
             VersionConflict: it has another version. PathNotFound, PathIsDirectory, PathNotDirectory, InvalidPath.
         """
-        return self._loader.locate(path, version)
+        return self._parts.loader.locate(path, version)
 
     def ensure_local(
         self, path: str, version: int | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_S, remember: bool = True
@@ -397,7 +263,7 @@ class Files:
             PathNotFound, PathIsDirectory, PathNotDirectory, InvalidPath, VersionConflict; OutOfMemory;
             BytesLost: only servers that do not answer have it; DeadlineExceeded; those of the under-store.
         """
-        return self._loader.ensure(path, version, timeout_s, remember)
+        return self._parts.loader.ensure(path, version, timeout_s, remember)
 
     def pass_through(
         self, path: str, version: int | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_S
@@ -409,7 +275,7 @@ class Files:
         Raises:
             PathIsDirectory, PathNotDirectory, InvalidPath, VersionConflict; those of the under-store.
         """
-        return self._pass_through.find(path, version, timeout_s)
+        return self._parts.pass_through.find(path, version, timeout_s)
 
     def open(self, path: str, version: int | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Block:
         """Map a file, after `ensure_local`. No copy. While it is open its block is not evicted.
@@ -431,11 +297,7 @@ class Files:
 
     def locations(self, block_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """Block id -> addresses of the servers that hold it, for each block asked for. One query."""
-        found = self._catalog.replicas.locations(block_ids)
-        return {
-            block_id: tuple(address for one in server_ids if (address := self._neighbours.address(one)))
-            for block_id, server_ids in found.items()
-        }
+        return self._parts.copies.locations(block_ids)
 
     # -------------------------------------------------------------- namespace
 
@@ -445,7 +307,7 @@ class Files:
         Raises:
             PathExists, PathNotFound, PathNotDirectory, InvalidPath; those of the under-store.
         """
-        return self._tree.make_directory(path, parents, exist_ok)
+        return self._parts.tree.make_directory(path, parents, exist_ok)
 
     def rename(self, source: str, target: str, overwrite: bool = False, timeout_s: float = DEFAULT_TIMEOUT_S) -> Entry:
         """Give a file or a whole directory another path. Atomic in the tier; observers see a file at its new path.
@@ -457,7 +319,7 @@ class Files:
             PathExists, PathNotFound, PathIsDirectory, PathNotDirectory, DirectoryNotEmpty, InvalidRequest;
             MountConflict: the two are below different mounts; Vetoed, ObserverFailed; those of the under-store.
         """
-        return self._tree.rename(source, target, overwrite, timeout_s)
+        return self._parts.tree.rename(source, target, overwrite, timeout_s)
 
     def remove(self, path: str, expected_version: int | None = None) -> None:
         """Remove a file; below a mount from the under-store too, which is asked first.
@@ -469,7 +331,7 @@ class Files:
             VersionConflict, PathNotFound, PathIsDirectory, PathNotDirectory, InvalidPath; Vetoed: the server needs it;
             those of the under-store; DeadlineExceeded: something was on its way there for too long.
         """
-        self._tree.remove(path, expected_version, DEFAULT_TIMEOUT_S)
+        self._parts.tree.remove(path, expected_version, DEFAULT_TIMEOUT_S)
 
     def remove_directory(self, path: str, recursive: bool = False) -> None:
         """Remove a directory, with `recursive` and all that lies below it; below a mount in the under-store too.
@@ -477,7 +339,7 @@ class Files:
         Raises:
             DirectoryNotEmpty, MountConflict, PathNotFound, PathNotDirectory, InvalidPath, InvalidRequest.
         """
-        self._tree.remove_directory(path, recursive, DEFAULT_TIMEOUT_S)
+        self._parts.tree.remove_directory(path, recursive, DEFAULT_TIMEOUT_S)
 
     def change(self, path: str, *, pinned: bool | Keep = KEEP, ttl_s: float | Keep | None = KEEP) -> Entry:
         """Pin a file or not; let it live for `ttl_s` seconds from now, or (None) for ever. Its version stays.
@@ -488,7 +350,7 @@ class Files:
             PathNotFound, PathIsDirectory, PathNotDirectory, InvalidPath, InvalidRequest.
         """
         expires_ns = time.time_ns() + round(ttl_s * 1e9) if isinstance(ttl_s, int | float) else ttl_s
-        return self._tree.change(path, pinned, expires_ns, DEFAULT_TIMEOUT_S)
+        return self._parts.tree.change(path, pinned, expires_ns, DEFAULT_TIMEOUT_S)
 
     # ------------------------------------------------------------ block life
 
@@ -498,7 +360,7 @@ class Files:
         Raises:
             NotMounted: it is below no mount. DeadlineExceeded: with why; it is tried on. PathNotFound, …
         """
-        return self._persisting.wait(path, timeout_s)
+        return self._parts.persisting.wait(path, timeout_s)
 
     def free(self, path: str) -> bool:
         """Drop this server's copy of a file's bytes; whether there was one. Nothing is lost.
@@ -507,17 +369,7 @@ class Files:
             InvalidRequest: it is pinned, not persisted and nowhere else, or open: the sentence says which.
             PathNotFound, PathIsDirectory, PathNotDirectory, InvalidPath.
         """
-        located = self._loader.locate(path, None, remember=False)
-        block_id = located.entry.block_id
-        if located.file is None or block_id is None:
-            return False
-        for _ in range(2):
-            reason = self._evictor.reason(block_id, self._catalog.replicas.uses([block_id])[block_id])
-            if reason is not None:
-                raise InvalidRequest(f"{path} cannot be freed: it is {reason}")
-            if self._evictor.give_up([block_id]):
-                return True
-        return False
+        return self._parts.copies.free(path)
 
     def replicate(self, path: str, count: int, timeout_s: float = DEFAULT_TIMEOUT_S) -> tuple[str, ...]:
         """Have a file's bytes on `count` servers at least; returns the ids of all that have them. Blocks.
@@ -525,24 +377,7 @@ class Files:
         Raises:
             InvalidRequest: there are fewer live servers. Those of `ensure_local`, of this server and of its peers.
         """
-        deadline_s = time.monotonic() + timeout_s
-        located = self.ensure_local(path, timeout_s=timeout_s)
-        block_id = located.entry.block_id
-        if block_id is None:
-            return ()
-        self._neighbours.refresh()
-        live = [self.server_id, *self._neighbours.all_others()]
-        if count > len(live):
-            raise InvalidRequest(f"{path} cannot be on {count} servers: {len(live)} live")
-        holders = set(self._catalog.replicas.locations([block_id])[block_id])
-        for server_id in live:
-            if sum(one in holders for one in live) >= count:
-                break
-            if server_id not in holders:
-                left_s = max(deadline_s - time.monotonic(), 0.001)
-                self._peers.load(self._neighbours.address(server_id), path, located.entry.version, left_s)
-                holders.add(server_id)
-        return tuple(sorted(self._catalog.replicas.locations([block_id])[block_id]))
+        return self._parts.copies.replicate(path, count, timeout_s)
 
     def explain(self, path: str) -> Explanation:
         """Where a file's bytes are, which way a read would take from here, and why no better one. Changes nothing.
@@ -550,7 +385,7 @@ class Files:
         Raises:
             InvalidPath; what is missing or does not answer is told, not raised.
         """
-        return self._explainer.explain(path)
+        return self._parts.explainer.explain(path)
 
     # -------------------------------------------------- mounts and observers
 
@@ -573,21 +408,7 @@ class Files:
             InvalidRequest, Unsupported, UnderNotFound, UnderRefused, UnderUnreachable: it cannot be opened.
             MountConflict, PathExists, DirectoryNotEmpty, PathNotDirectory, InvalidPath.
         """
-        write_type = WriteType.ASYNC_THROUGH if write_type is None else write_type
-        chosen = write_type.value if isinstance(write_type, WriteType) else write_type
-        if chosen not in get_args(CatalogWriteType):
-            raise InvalidRequest(
-                f"a write type is one of {', '.join(get_args(CatalogWriteType))}, and {chosen!r:.40} was given"
-            )
-        tried = UnderStore(url, options, timeout_s=self._options.under_timeout_s)
-        try:
-            tried.check()
-        finally:
-            tried.close()
-        with self._settings.turn():
-            mounted = self._catalog.mounts.mount(path, url, options, cast(CatalogWriteType, chosen), parents=True)
-            self._settings.look()
-        return mounted
+        return self._parts.mounting.mount(path, url, options, write_type)
 
     def unmount(self, path: str, discard: bool = False) -> None:
         """Take a mount point away, with its files; the under-store keeps what it has.
@@ -595,15 +416,11 @@ class Files:
         Raises:
             DirectoryNotEmpty: files below it are only in memory, and `discard` is not given. MountConflict, …
         """
-        with self._settings.turn():
-            released = self._catalog.mounts.unmount(path, discard)
-            self._settings.look()
-        self._held.drop(one.block_id for one in released)
-        self._under.close_unused()
+        self._parts.mounting.unmount(path, discard)
 
     def mounts(self) -> Mounted:
         """All mount points, by path."""
-        return self._catalog.mounts.list()
+        return self._parts.catalog.mounts.list()
 
     def attach(
         self,
@@ -627,11 +444,11 @@ class Files:
             InvalidRequest, ObserverFailed: it is not registered, refuses the parameters, or cannot start.
             PathExists: the name is taken there. PathNotFound, PathNotDirectory, InvalidPath.
         """
-        return self._observing.attach(directory, name or observer, observer, parameters, options)
+        return self._parts.observing.attach(directory, name or observer, observer, parameters, options)
 
     def build_in(self, directory: str, name: str, observer: Observer) -> None:
         """Have an observer of this program called in this process; before `start`. As `ObserverHost.build_in`."""
-        self._observing.build_in(directory, name, observer)
+        self._parts.observing.build_in(directory, name, observer)
 
     def detach(self, directory: str, name: str) -> None:
         """Take an observer off a directory; what is queued for it is dropped.
@@ -639,54 +456,20 @@ class Files:
         Raises:
             PathNotFound, PathNotDirectory, InvalidPath.
         """
-        with self._settings.turn():
-            self._catalog.observers.detach(directory, name)
-            self._settings.look()
+        with self._parts.settings.turn():
+            self._parts.catalog.observers.detach(directory, name)
+            self._parts.settings.look()
 
     def attachments(self) -> Attachments:
         """All attachments, by directory and name; how they do on this server is in `status`."""
-        return self._catalog.observers.list()
+        return self._parts.catalog.observers.list()
 
     # ----------------------------------------------------------------- status
 
     def revision(self) -> int:
         """Grows with each change of the namespace by any server. One small query."""
-        return self._catalog.revision()
+        return self._parts.catalog.revision()
 
     def status(self) -> FilesStatus:
         """What this server is doing. Never blocks for long: one query."""
-        spilled = self._tier.spilled
-        return FilesStatus(
-            server_id=self.server_id,
-            address=self._address,
-            catalog_revision=self._catalog.revision(),
-            members=self._neighbours.everybody(),
-            failure=self._upkeep.failure,
-            evicted_count=self._evictor.evicted_count,
-            spilled_count=len(spilled),
-            spilled_bytes=sum(info.file_bytes for info in spilled.values()),
-            fetched_count=self._loader.fetched_count,
-            loaded_count=self._loader.loaded_count,
-            persister=self._persisting.status(),
-            mounts=self._under.status(),
-            attachments=tuple(
-                {**asdict(state), "called": attached.name} for attached, state in self._observing.states()
-            ),
-        )
-
-    # ------------------------------------------------------ for observers
-
-    def write_observed(
-        self, path: str, fd: int, size_bytes: int, metadata: Metadata, origin: Origin, if_version: int | None
-    ) -> Entry:
-        """Publish the first bytes of a descriptor, which stays the caller's, as an observer's work."""
-        options = CommitOptions(metadata=metadata, origin=origin, expected_version=if_version)
-        return self._commits.put_file(path, fd, size_bytes, options)
-
-    def find_stored(self, path: str, after: str | None = None, count: int = 1000) -> Entries:
-        """`find` without virtual files: an observer that asks must not wait for itself."""
-        return self._tree.find(path, after, count, virtual=False)
-
-    def copy_observed(self, source: str, target: str, origin: Origin) -> Entry:
-        """`copy` over what is there, as an observer's work."""
-        return self.copy(source, target, overwrite=True, options=CommitOptions(origin=origin))
+        return self._parts.status()

@@ -33,12 +33,12 @@ class Network:
 
     def fetch(self, address: str, block_path: str, fd: int, offset_bytes: int, timeout_s: float) -> int:
         self.before_fetch()
-        with self._server(address)._tier.open(block_path) as block:
+        with self._server(address)._parts.tier.open(block_path) as block:
             self.fetched.append((address, block_path))
             return os.pwrite(fd, block.data, offset_bytes)
 
     def stream(self, address: str, block_path: str, start: int, stop: int, timeout_s: float) -> Iterator[bytes]:
-        with self._server(address)._tier.open(block_path) as block:
+        with self._server(address)._parts.tier.open(block_path) as block:
             yield bytes(block.data[start:stop])
 
     def load(self, address: str, path: str, version: int, timeout_s: float) -> None:
@@ -78,7 +78,7 @@ class Cluster:
         files.start()
         self.network.servers[f"coproc://{name}:1"] = files
         for _, _, other in self._open.values():
-            other._neighbours.refresh()
+            other._parts.neighbours.refresh()
         return files
 
     def stop(self, name: str = "one") -> None:
@@ -121,7 +121,7 @@ def read(files: Files, path: str, version: int | None = None) -> bytes:
 
 def block_files(files: Files) -> list[Path]:
     """All block files in memory, whether known or not."""
-    return sorted(path for path in files._tier.blocks_directory.rglob("*") if path.is_file())
+    return sorted(path for path in files._parts.tier.blocks_directory.rglob("*") if path.is_file())
 
 
 def eventually(true: Callable[[], bool], what: str) -> None:

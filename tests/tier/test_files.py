@@ -102,7 +102,7 @@ def test_several_are_committed_at_once_or_none(files: Files) -> None:
     assert [files.stat(entry.path) for entry in found] == found
     assert not files.exists("/new")
     assert len(block_files(files)) == 3, "what was not committed is gone"
-    assert files._tier.status().reservation_count == 0
+    assert files._parts.tier.status().reservation_count == 0
 
 
 def test_commits_that_wait_are_made_together_and_one_that_is_refused_alone(
@@ -110,13 +110,13 @@ def test_commits_that_wait_are_made_together_and_one_that_is_refused_alone(
 ) -> None:
     put(files, "/taken")
     made: list[bool] = []
-    together = files._catalog.together
+    together = files._parts.catalog.together
 
     def counted(parts: bool = True) -> object:
         made.append(parts)
         return together(parts)
 
-    monkeypatch.setattr(files._catalog, "together", counted)
+    monkeypatch.setattr(files._parts.catalog, "together", counted)
     for paths in (["/a", "/b", "/c"], ["/d", "/taken", "/e"]):
         refused: list[str] = []
 
@@ -127,10 +127,10 @@ def test_commits_that_wait_are_made_together_and_one_that_is_refused_alone(
                 refused.append(path)
 
         threads = [threading.Thread(target=write, args=(path,)) for path in paths]
-        with files._settings.turn():
+        with files._parts.settings.turn():
             for thread in threads:
                 thread.start()
-            eventually(lambda: len(files._settings._waiting) == 3, "all wait for the turn")
+            eventually(lambda: len(files._parts.settings._waiting) == 3, "all wait for the turn")
         for thread in threads:
             thread.join(LONG_S)
         assert refused == [path for path in paths if path == "/taken"]
@@ -172,7 +172,7 @@ def test_a_large_write_is_refused_before_it_is_written(files: Files) -> None:
     ]:
         with pytest.raises(error):
             files.create(path, 2 << 20, options)
-    assert files._tier.status().reservation_count == 0
+    assert files._parts.tier.status().reservation_count == 0
 
 
 def test_parents_are_made_or_asked_for(files: Files) -> None:
@@ -255,7 +255,7 @@ def test_a_pin_and_a_time_to_live(cluster: Cluster) -> None:
     assert files.change("/a", ttl_s=None).expires_ns is None
     put(files, "/b", ttl_s=0.0)
     now[0] = 2 * 10**18
-    files._upkeep.run_all()
+    files._parts.upkeep.run_all()
     assert [entry.path for entry in files.list("/")] == ["/a"]
     assert len(block_files(files)) == 1
 
@@ -283,7 +283,7 @@ def test_a_write_that_ends_early_or_raises_publishes_nothing(files: Files) -> No
         files.put("/a", 8, [b"half"])
     assert not files.exists("/a")
     assert block_files(files) == []
-    assert files._tier.budget.used_bytes == 0
+    assert files._parts.tier.budget.used_bytes == 0
 
 
 def test_a_reservation_that_nobody_filled_or_knows(files: Files) -> None:
@@ -297,22 +297,22 @@ def test_a_reservation_that_nobody_filled_or_knows(files: Files) -> None:
     BlockWriter(made.directory, made.block_path).commit()
     files.abort(made.id)
     assert block_files(files) == []
-    assert files._tier.budget.used_bytes == 0
+    assert files._parts.tier.budget.used_bytes == 0
 
 
 def test_a_writer_that_dies_after_its_link_leaves_nothing(cluster: Cluster) -> None:
     files = cluster.start(options=FilesOptions(**{**vars(STILL), "reservation_ttl_s": 0.0, "sweep_s": 0.0}))
     made = files.create("/a", 8192)
     BlockWriter(made.directory, made.block_path).commit()
-    files._chores.clean()
+    files._parts.chores.clean()
     assert block_files(files) == []
     with pytest.raises(ReservationLost):
         files.commit(made.id)
     # And one whose link came after that.
     BlockWriter(made.directory, made.block_path).commit()
-    files._chores.sweep()
+    files._parts.chores.sweep()
     assert block_files(files) == []
-    assert files._tier.budget.used_bytes == 0
+    assert files._parts.tier.budget.used_bytes == 0
 
 
 def test_full_memory_refuses_writers_and_serves_readers(cluster: Cluster) -> None:
@@ -336,7 +336,7 @@ def test_a_restart_keeps_what_was_committed_and_nothing_else(cluster: Cluster) -
     files = cluster.start()
     assert read(files, "/a") == b"kept"
     assert len(block_files(files)) == 1
-    assert files._catalog.members.list()[0].epoch == 2
+    assert files._parts.catalog.members.list()[0].epoch == 2
 
 
 def test_an_older_process_of_a_server_is_fenced(cluster: Cluster) -> None:
@@ -344,10 +344,10 @@ def test_an_older_process_of_a_server_is_fenced(cluster: Cluster) -> None:
     put(files, "/a")
     other = cluster.start("two")
     # The same server, started anew elsewhere: its catalog has its name and a newer epoch.
-    other._catalog.members.register(files.server_id, "elsewhere")
+    other._parts.catalog.members.register(files.server_id, "elsewhere")
     with pytest.raises(Fenced):
         put(files, "/b")
-    files._upkeep.hurry()
+    files._parts.upkeep.hurry()
     eventually(lambda: "epoch" in files.status().failure, "the upkeep sees it")
     assert len(block_files(files)) == 1
 
@@ -382,7 +382,7 @@ def test_many_threads_on_few_paths(files: Files) -> None:
     assert errors == []
     named = {entry.block_id for entry in files.find("/") if entry.block_id}
     assert {
-        block_id_of("/" + str(path.relative_to(files._tier.blocks_directory))) for path in block_files(files)
+        block_id_of("/" + str(path.relative_to(files._parts.tier.blocks_directory))) for path in block_files(files)
     } == named
     for entry in files.find("/"):
         if entry.kind == "file":

@@ -214,7 +214,7 @@ def _check_killed(cluster: Cluster, servers: subprocess.Popen[str], tmp_path: Pa
     known = {entry.path for entry in files.find("/") if entry.kind == "file"}
     assert known <= set(allowed)
 
-    files._persisting.submit_waiting()
+    files._parts.persisting.submit_waiting()
     eventually(lambda: files.status().persister.pending_count == 0, "what waited is persisted")
     for path in known:
         entry = files.stat(path)
@@ -244,17 +244,17 @@ def _content(files: Files, path: str) -> bytes | None:
 
 
 def _check_nothing_leaks(files: Files, lake: Path, spill: Path) -> None:
-    here = [*files._tier.blocks, *files._tier.spilled]
+    here = [*files._parts.tier.blocks, *files._parts.tier.spilled]
     assert len(here) == len(set(here)), "a block is on one level"
     named = {entry.block_id for entry in files.find("/") if entry.block_id}
     spilled = [path for path in spill.rglob("*") if path.is_file()] if spill.exists() else []
     on_disk = [path.name for path in (*block_files(files), *spilled)]
     assert sorted(on_disk) == sorted(path.rpartition("/")[2] for path in here)
     assert set(on_disk) <= named, "bytes without a name"
-    assert files._tier.budget.used_bytes == sum(info.memory_bytes for info in files._tier.blocks.values())
-    assert files._catalog.replicas.reconcile([path.rpartition("/")[2] for path in here]) == ((), ())
+    assert files._parts.tier.budget.used_bytes == sum(info.memory_bytes for info in files._parts.tier.blocks.values())
+    assert files._parts.catalog.replicas.reconcile([path.rpartition("/")[2] for path in here]) == ((), ())
     assert [path for path in lake.rglob(".tier-tmp/*") if path.is_file()] == []
-    assert {path.name for path in files._tier.directory.iterdir()} <= {
+    assert {path.name for path in files._parts.tier.directory.iterdir()} <= {
         "lock",
         "identity.json",
         "nonce",

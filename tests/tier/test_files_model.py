@@ -186,7 +186,7 @@ class FilesMachine(RuleBasedStateMachine):
             return
         named = {entry.block_id for entry in self.servers[0].find("/")}
         for files in self.servers:
-            files._chores.watch()
+            files._parts.chores.watch()
             assert {path.name for path in block_files(files)} <= named
 
 
@@ -245,8 +245,8 @@ def test_a_crowd_on_three_servers_with_little_memory(cluster: Cluster) -> None:
         thread.join()
     assert errors == [], [str(error)[:300] for error in errors]
     for files in servers:
-        files._chores.watch()
-        assert files._tier.budget.used_bytes <= 1 << 20
+        files._parts.chores.watch()
+        assert files._parts.tier.budget.used_bytes <= 1 << 20
     named = {entry.block_id for entry in servers[0].find("/")}
     assert {path.name for files in servers for path in block_files(files)} <= named
     for entry in servers[0].list("/lake"):

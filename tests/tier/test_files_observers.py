@@ -143,7 +143,7 @@ def test_attaching_is_refused_with_sentences(files: Files) -> None:
 def test_a_journal_is_told_of_each_commit_once_and_of_its_own_never(files: Files) -> None:
     put(files, "/d/before")
     files.attach("/d", "journal")
-    assert files._observing.flush(LONG_S), "nothing is replayed: of that only the newest is told"
+    assert files._parts.observing.flush(LONG_S), "nothing is replayed: of that only the newest is told"
     put(files, "/d/a", b"1")
     put(files, "/d/a", b"2")
     put(files, "/d/e/b", b"b")
@@ -151,7 +151,7 @@ def test_a_journal_is_told_of_each_commit_once_and_of_its_own_never(files: Files
     files.rename("/other", "/d/c")
     files.copy("/d/e/b", "/d/f")
     put(files, "/outside")
-    assert files._observing.flush(LONG_S)
+    assert files._parts.observing.flush(LONG_S)
     assert [entry.path for entry in files.list("/d/journal")] == [
         "/d/journal/d-a",
         "/d/journal/d-c",
@@ -168,15 +168,15 @@ def test_what_was_committed_before_a_restart_is_told_after_it(cluster: Cluster) 
     put(files, "/d/old")
     files.attach("/d", "journal")
     put(files, "/d/a")
-    assert files._observing.flush(LONG_S)
+    assert files._parts.observing.flush(LONG_S)
     # As if it was killed between the catalog and the observer.
-    files._observing.after_commit = lambda entry: None
+    files._parts.observing.after_commit = lambda entry: None
     put(files, "/d/b", b"only the catalog knows")
     cluster.stop()
     files = cluster.start()
     eventually(lambda: files.exists("/d/journal/d-b"), "it is told")
     assert read(files, "/d/journal/d-b") == b"only the catalog knows"
-    assert files._observing.flush(LONG_S)
+    assert files._parts.observing.flush(LONG_S)
     assert [entry.path for entry in files.list("/d/journal")] == ["/d/journal/d-a", "/d/journal/d-b"]
     assert files.status().attachments[0]["delivered_count"] == 1
 
@@ -213,7 +213,7 @@ def test_virtual_files(files: Files) -> None:
     with files.open("/d/word.upper") as block:
         assert bytes(block.data) == b"LOUD"
         put(files, "/d/word", b"louder")
-        files._virtual.drop_idle(0.0)
+        files._parts.virtual.drop_idle(0.0)
         assert read(files, "/d/word.upper") == b"LOUDER"
         assert bytes(block.data) == b"LOUD", "who has it open keeps one whole version"
     assert read(files, "/d/word.upper") == b"LOUDER"
@@ -232,7 +232,7 @@ def test_virtual_files(files: Files) -> None:
     assert [entry.path for entry in files.list("/d")] == [*names, "/d/word.upper.upper"]
     assert files.list("/d")[3].block_id is not None
     files.remove("/d/word.upper")
-    files._virtual.drop_idle(0.0)
+    files._parts.virtual.drop_idle(0.0)
     assert len(block_files(files)) == 2
 
 
@@ -264,9 +264,9 @@ def test_a_killed_server_tells_each_commit_at_least_once(cluster: Cluster, tmp_p
         command = [sys.executable, "-c", KILLED, str(cluster.directory), str(record), str(turn)]
         assert subprocess.run(command, env=environment, timeout=LONG_S).returncode == -signal.SIGKILL
     files = cluster.start()
-    assert files._observing.flush(LONG_S)
+    assert files._parts.observing.flush(LONG_S)
     eventually(lambda: files.status().attachments[0]["state"] == "running", "it runs")
-    assert files._observing.flush(LONG_S)
+    assert files._parts.observing.flush(LONG_S)
     told = [line.split() for line in record.read_text().splitlines()]
     by_file: dict[tuple[str, int], set[int]] = {}
     for path, version, sequence, _ in told:
@@ -283,7 +283,7 @@ def test_a_killed_server_tells_each_commit_at_least_once(cluster: Cluster, tmp_p
     cluster.stop()
     files = cluster.start()
     eventually(lambda: files.status().attachments[0]["state"] == "running", "it runs")
-    assert files._observing.flush(LONG_S)
+    assert files._parts.observing.flush(LONG_S)
     assert len(record.read_text().splitlines()) == len(told)
 
 

@@ -46,9 +46,9 @@ def test_any_server_answers_for_any_path(either: Cluster) -> None:
     three.remove("/b")
     assert block_files(three) == []
     for files in (one, two):
-        files._chores.watch()
+        files._parts.chores.watch()
         assert block_files(files) == [], "others free what was released, too"
-    assert one._catalog.replicas.orphans() == ()
+    assert one._parts.catalog.replicas.orphans() == ()
 
 
 def test_a_block_is_fetched_once_at_a_time(cluster: Cluster) -> None:
@@ -84,12 +84,12 @@ def test_a_file_removed_while_it_is_fetched(either: Cluster) -> None:
 
 def test_a_server_that_has_just_joined_counts_as_one_that_has_it(cluster: Cluster) -> None:
     one = cluster.start("one")
-    one._chores.heartbeat()
-    alone = one._neighbours._seen
+    one._parts.chores.heartbeat()
+    alone = one._parts.neighbours._seen
     two = cluster.start("two")
     put(one, "/a")
     read(two, "/a")
-    one._neighbours._seen = alone  # it has not looked at the members since
+    one._parts.neighbours._seen = alone  # it has not looked at the members since
     assert one.free("/a")
     assert read(one, "/a") == b"content"
 
@@ -116,10 +116,10 @@ def test_a_dead_server_is_given_up_after_a_time(either: Cluster) -> None:
     put(one, "/lost")
     put(one, "/both", b"both")
     read(two, "/both")
-    two._chores.heartbeat()
+    two._parts.chores.heartbeat()
     assert len(two.status().members) == 2
     now[0] += round((STILL.retire_after_s + 1) * 1e9)
-    two._chores.heartbeat()
+    two._parts.chores.heartbeat()
     assert [holder.server_id for holder in two.status().members] == [two.server_id]
     with pytest.raises(BytesLost, match=r"bytes of /lost \(version 1\) cannot be had: no server has them"):
         read(two, "/lost")
@@ -306,12 +306,13 @@ def test_the_second_level_has_a_limit(cluster: Cluster) -> None:
     read(two, "/a")
     put(files, "/e", b"e" * 400_000)
     assert files.locate("/a").file is None
-    assert 0 < files._tier.status().spilled_bytes <= 900_000
+    assert 0 < files._parts.tier.status().spilled_bytes <= 900_000
     files.remove("/b")
     files.remove("/c")
     cluster.stop()
     files = cluster.start(memory_bytes=1 << 20, spill=cluster.directory / "disk", spill_bytes=900_000)
-    assert files._tier.status().spilled_bytes == sum(info.file_bytes for info in files._tier.spilled.values())
+    tier = files._parts.tier
+    assert tier.status().spilled_bytes == sum(info.file_bytes for info in tier.spilled.values())
     for name in ("a", "d", "e"):
         assert read(files, f"/{name}") == name.encode() * 400_000
 

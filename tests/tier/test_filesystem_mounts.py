@@ -55,6 +55,8 @@ def test_what_it_costs(fs: TierFileSystem, s3: S3Endpoint) -> None:  # noqa: F81
     assert requests(lambda: fs.du("/lake/d")) == 1
     assert requests(lambda: fs.mv("/lake/d", "/lake/e", recursive=True)) <= 8 + len(paths)
     assert fs.find("/lake") == sorted(path.replace("/d/", "/e/") for path in paths)
+    assert requests(lambda: fs.rm("/lake/e/0/0")) == 1
+    assert s3.requests[0].startswith("DELETE ")
     assert requests(lambda: fs.rm("/lake/e", recursive=True)) == 2
     assert fs.ls("/lake") == []
 
