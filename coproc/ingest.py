@@ -25,6 +25,7 @@ from coproc.data.rows import plan_columns, read
 from coproc.errors import ConfigError, DataError
 from storage_tier import TierClient
 from storage_tier.errors import PathExists
+from storage_tier.wire import trust
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,6 +52,8 @@ class Destination:
     """Address of the tier."""
     run: str
     token: str | None = None
+    tls_authority: str | None = None
+    """A PEM file of whom to trust, on every host that opens it, where the servers speak TLS."""
 
     def path(self, partition: int) -> str:
         """Of a partition's file: /runs/RUN/data/00003."""
@@ -58,7 +61,7 @@ class Destination:
 
     def open(self) -> TierClient:
         """A client of the tier; connects at its first call."""
-        return TierClient(self.address, token=self.token)
+        return TierClient(self.address, token=self.token, tls=trust(self.tls_authority))
 
 
 @dataclass(frozen=True)

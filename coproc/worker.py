@@ -26,6 +26,7 @@ from coproc.grads.base import Batch
 from coproc.modes.base import Exchange, ExchangeSpec
 from coproc.wire import as_coproc
 from storage_tier.errors import TierError
+from storage_tier.wire import trust
 
 Flat = NDArray[np.float32]
 
@@ -54,6 +55,8 @@ class DataSpec:
     """Path of the partition's file in the tier."""
 
     token: str | None = None
+    tls_authority: str | None = None
+    """A PEM file of whom to trust, on the worker's host, where the servers speak TLS."""
     batch_size: int = 128
     seed: int = 0
     scale: float = 1.0
@@ -403,7 +406,7 @@ def _open_source(task: WorkerTask) -> Source:
 
     data = task.data
     try:
-        with TierClient(data.address, token=data.token) as tier:
+        with TierClient(data.address, token=data.token, tls=trust(data.tls_authority)) as tier:
             file = tier.open(data.path)
     except TierError as error:
         raise as_coproc(error) from None

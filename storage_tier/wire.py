@@ -105,6 +105,11 @@ class TlsClient:
         return grpc.ssl_channel_credentials(ca, key, certificate)
 
 
+def trust(authority: str | Path | None) -> TlsClient | None:
+    """What a client takes as `tls`, by a PEM file of whom to trust; None where servers do not speak TLS."""
+    return None if authority is None else TlsClient(Path(authority))
+
+
 def _pem(path: Path | None) -> bytes | None:
     if path is None:
         return None

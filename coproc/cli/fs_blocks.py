@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,7 @@ from coproc.cli.fs_options import (
     TIMEOUT_S,
     Address,
     AsJson,
+    Authority,
     InBytes,
     Paths,
     Recursive,
@@ -30,21 +32,33 @@ if TYPE_CHECKING:
 
 
 @in_sentences
-def pin(paths: Paths, recursive: Recursive = False, address: Address = None, token: Token = None) -> None:
+def pin(
+    paths: Paths,
+    recursive: Recursive = False,
+    address: Address = None,
+    token: Token = None,
+    tls_authority: Authority = None,
+) -> None:
     """Never evict the bytes of files, until unpin.
 
     Example: coprocessor fs pin /models/mine/weights.bin
     """
-    _on_files(paths, recursive, address, token, lambda client, path: client.pin(path))
+    _on_files(paths, recursive, address, token, tls_authority, lambda client, path: client.pin(path))
 
 
 @in_sentences
-def unpin(paths: Paths, recursive: Recursive = False, address: Address = None, token: Token = None) -> None:
+def unpin(
+    paths: Paths,
+    recursive: Recursive = False,
+    address: Address = None,
+    token: Token = None,
+    tls_authority: Authority = None,
+) -> None:
     """Let the bytes of files be evicted again when room is needed and nothing is lost by it.
 
     Example: coprocessor fs unpin -r /models/mine
     """
-    _on_files(paths, recursive, address, token, lambda client, path: client.unpin(path))
+    _on_files(paths, recursive, address, token, tls_authority, lambda client, path: client.unpin(path))
 
 
 @in_sentences
@@ -54,21 +68,30 @@ def persist(
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for each.", min=0.001)] = TIMEOUT_S,
     address: Address = None,
     token: Token = None,
+    tls_authority: Authority = None,
 ) -> None:
     """Write files to the under-store of their mount; returns when it has them.
 
     Example: coprocessor fs persist -r /bucket/results
     """
-    _on_files(paths, recursive, address, token, lambda client, path: client.persist(path, timeout_s=timeout))
+    _on_files(
+        paths, recursive, address, token, tls_authority, lambda client, path: client.persist(path, timeout_s=timeout)
+    )
 
 
 @in_sentences
-def free(paths: Paths, recursive: Recursive = False, address: Address = None, token: Token = None) -> None:
+def free(
+    paths: Paths,
+    recursive: Recursive = False,
+    address: Address = None,
+    token: Token = None,
+    tls_authority: Authority = None,
+) -> None:
     """Drop a server's copy of bytes that are elsewhere too. Nothing is lost: the next read brings them back.
 
     Example: coprocessor fs free -r /bucket/results
     """
-    _on_files(paths, recursive, address, token, lambda client, path: client.free(path))
+    _on_files(paths, recursive, address, token, tls_authority, lambda client, path: client.free(path))
 
 
 @in_sentences
@@ -78,13 +101,14 @@ def explain(
     in_bytes: InBytes = False,
     address: Address = None,
     token: Token = None,
+    tls_authority: Authority = None,
 ) -> None:
     """Say where the bytes of files are, which way a read takes (mapped, peer, under-store), and why no better one.
 
     Example: coprocessor fs explain /bucket/results/part-0.parquet
     """
     shown: list[object] = []
-    with open_client(address, token) as client:
+    with open_client(address, token, tls_authority) as client:
 
         def one(path: str) -> None:
             found = client.explain(tier_path(path))
@@ -106,9 +130,10 @@ def _on_files(
     recursive: bool,
     address: str | None,
     token: str | None,
+    tls_authority: Path | None,
     act: Callable[[TierClient, str], object],
 ) -> None:
-    with open_client(address, token) as client:
+    with open_client(address, token, tls_authority) as client:
 
         def on_file(path: str) -> None:
             try:

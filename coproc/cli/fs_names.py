@@ -11,6 +11,7 @@ from coproc.cli.base import in_sentences, usage_error
 from coproc.cli.fs_options import (
     Address,
     AsJson,
+    Authority,
     Force,
     InBytes,
     Paths,
@@ -45,6 +46,7 @@ def ls(
     in_bytes: InBytes = False,
     address: Address = None,
     token: Token = None,
+    tls_authority: Authority = None,
 ) -> None:
     """List directories; the root if none is named.
 
@@ -55,7 +57,7 @@ def ls(
     """
     given = paths or ["/"]
     everything: list[FileInfo] = []
-    with open_client(address, token) as client:
+    with open_client(address, token, tls_authority) as client:
 
         def one(path: str) -> None:
             at = tier_path(path)
@@ -86,13 +88,14 @@ def stat(
     in_bytes: InBytes = False,
     address: Address = None,
     token: Token = None,
+    tls_authority: Authority = None,
 ) -> None:
     """Show all that is known of files and directories, and which servers hold the bytes.
 
     Example: coprocessor fs stat --json /models/line/model.safetensors
     """
     found: list[FileInfo] = []
-    with open_client(address, token) as client:
+    with open_client(address, token, tls_authority) as client:
 
         def one(path: str) -> None:
             info = client.stat(tier_path(path), locations=True)
@@ -115,6 +118,7 @@ def find(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document a line.")] = False,
     address: Address = None,
     token: Token = None,
+    tls_authority: Authority = None,
 ) -> None:
     """Name all that is below directories, one path a line, as it is found.
 
@@ -123,7 +127,7 @@ def find(
     kinds = {None: None, "f": "file", "d": "directory", "m": "mount"}
     if kind not in kinds:
         usage_error(f"--type is f, d or m, not {kind!r:.100}")
-    with open_client(address, token) as client:
+    with open_client(address, token, tls_authority) as client:
 
         def one(path: str) -> None:
             at = tier_path(path)
@@ -144,12 +148,13 @@ def mkdir(
     ] = False,
     address: Address = None,
     token: Token = None,
+    tls_authority: Authority = None,
 ) -> None:
     """Make directories.
 
     Example: coprocessor fs mkdir -p /runs/today
     """
-    with open_client(address, token) as client:
+    with open_client(address, token, tls_authority) as client:
         for_each(paths, lambda path: client.make_directory(tier_path(path), parents=parents, exist_ok=parents))
 
 
@@ -161,12 +166,13 @@ def cp(
     force: Force = False,
     address: Address = None,
     token: Token = None,
+    tls_authority: Authority = None,
 ) -> None:
     """Copy within the tier. The copy names the same bytes: no byte moves.
 
     Example: coprocessor fs cp -r /runs/today /runs/kept
     """
-    with open_client(address, token) as client:
+    with open_client(address, token, tls_authority) as client:
         require_place(client, sources, target)
 
         def one(path: str) -> None:
@@ -198,12 +204,13 @@ def mv(
     force: Force = False,
     address: Address = None,
     token: Token = None,
+    tls_authority: Authority = None,
 ) -> None:
     """Rename files and whole directories, each in one act; into TARGET if that is a directory.
 
     Example: coprocessor fs mv /runs/new /runs/current
     """
-    with open_client(address, token) as client:
+    with open_client(address, token, tls_authority) as client:
         require_place(client, sources, target)
 
         def one(path: str) -> None:
@@ -222,12 +229,13 @@ def rm(
     force: Annotated[bool, typer.Option("--force", help="What is not there is no error; and '/' may go.")] = False,
     address: Address = None,
     token: Token = None,
+    tls_authority: Authority = None,
 ) -> None:
     """Remove files, empty directories, and with -r whole ones. Who has a file open keeps its bytes.
 
     Example: coprocessor fs rm -r /runs/old
     """
-    with open_client(address, token) as client:
+    with open_client(address, token, tls_authority) as client:
 
         def one(path: str) -> None:
             at = tier_path(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+AUTHORITY_VARIABLE = "COPROC_TLS_AUTHORITY"
+
 Address = Annotated[
     str | None,
     typer.Option(
@@ -34,6 +37,15 @@ Address = Annotated[
     ),
 ]
 Token = Annotated[str | None, typer.Option("--token", help="Better in COPROC_TOKEN.")]
+Authority = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-authority",
+        envvar=AUTHORITY_VARIABLE,
+        show_envvar=False,
+        help=f"Whom to trust, PEM, where servers speak TLS; or {AUTHORITY_VARIABLE}.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 InBytes = Annotated[bool, typer.Option("--bytes", help="Exact sizes.")]
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="All files below directories, too.")]
@@ -51,14 +63,16 @@ def timeout_s(size_bytes: int = 0) -> float:
 
 
 @contextlib.contextmanager
-def open_client(address: str | None, token: str | None) -> Iterator[TierClient]:
+def open_client(address: str | None, token: str | None, tls_authority: Path | None) -> Iterator[TierClient]:
     """A client of the servers that were named, on the command line or by the environment. Does no I/O."""
     from storage_tier.client import TierClient
+    from storage_tier.wire import TlsClient
 
     if not address:
         usage_error(f"where are the servers? Give --address coproc://HOST:PORT, or set {ADDRESS_VARIABLE}")
     require_address(address)
-    with TierClient(address, token=token or token_from_environment()) as client:
+    tls = None if tls_authority is None else TlsClient(tls_authority)
+    with TierClient(address, token=token or token_from_environment(), tls=tls) as client:
         try:
             yield client
         except Unauthenticated as error:

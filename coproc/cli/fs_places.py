@@ -10,11 +10,11 @@ from typing import Annotated, Any, cast
 import typer
 
 from coproc.cli.base import debugging, in_sentences, say_error, sentence, usage_error
-from coproc.cli.fs_options import Address, AsJson, Token, open_client, settings, tier_path
+from coproc.cli.fs_options import Address, AsJson, Authority, Token, open_client, settings, tier_path
 from coproc.cli.fs_text import as_json as json_text
-from coproc.cli.fs_text import mounts_text, observers_text
+from coproc.cli.fs_text import attached_text, mounts_text, observers_text
 from coproc.cli.fs_transfer import WRITE_TYPES
-from storage_tier.errors import ObserverFailed
+from storage_tier.errors import ObserverFailed, PathNotFound
 
 Directory = Annotated[str, typer.Argument(metavar="DIRECTORY")]
 
@@ -35,6 +35,7 @@ def mount(
     ] = None,
     address: Address = None,
     token: Token = None,
+    tls_authority: Authority = None,
 ) -> None:
     """Make a path the place of an under-store, after a real look at it from the server.
 
@@ -47,7 +48,7 @@ def mount(
     if write_type is not None and write_type not in WRITE_TYPES:
         usage_error(f"--write-type is one of {', '.join(WRITE_TYPES)}, not {write_type!r:.100}")
     options = {**_read_options(options_file), **settings(option, "--option")}
-    with open_client(address, token) as client:
+    with open_client(address, token, tls_authority) as client:
         # One of WRITE_TYPES, which the type checker cannot see.
         made = client.mount(tier_path(path), url, options or None, cast(Any, write_type))
     typer.echo(f"{made.path} is {made.url} ({made.write_type})")
@@ -59,22 +60,25 @@ def unmount(
     discard: Annotated[bool, typer.Option("--discard", help="Drop what is only in memory.")] = False,
     address: Address = None,
     token: Token = None,
+    tls_authority: Authority = None,
 ) -> None:
     """Take a mount point away; the under-store keeps what it has.
 
     Example: coprocessor fs unmount /bucket
     """
-    with open_client(address, token) as client:
+    with open_client(address, token, tls_authority) as client:
         client.unmount(tier_path(path), discard=discard)
 
 
 @in_sentences
-def mounts(as_json: AsJson = False, address: Address = None, token: Token = None) -> None:
+def mounts(
+    as_json: AsJson = False, address: Address = None, token: Token = None, tls_authority: Authority = None
+) -> None:
     """List mount points with their write types and URLs, without secrets.
 
     Example: coprocessor fs mounts
     """
-    with open_client(address, token) as client:
+    with open_client(address, token, tls_authority) as client:
         found = client.mounts()
     text = json_text(found) if as_json else mounts_text(found)
     if text:
@@ -96,12 +100,13 @@ def attach(
     name: Annotated[str | None, typer.Option("--name", help="What it is called there (default: OBSERVER).")] = None,
     address: Address = None,
     token: Token = None,
+    tls_authority: Authority = None,
 ) -> None:
     """Hang an observer on a directory; returns when it has started.
 
     Example: coprocessor fs attach /runs keep_best metric=accuracy keep=3
     """
-    with open_client(address, token) as client:
+    with open_client(address, token, tls_authority) as client:
         try:
             made = client.attach(tier_path(directory), observer, settings(parameters, "a parameter"), name)
         except ObserverFailed as error:
@@ -118,13 +123,18 @@ def detach(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As `fs observers` shows it.")],
     address: Address = None,
     token: Token = None,
+    tls_authority: Authority = None,
 ) -> None:
     """Take an observer off a directory.
 
     Example: coprocessor fs detach /runs keep_best
     """
-    with open_client(address, token) as client:
-        client.detach(tier_path(directory), name)
+    with open_client(address, token, tls_authority) as client:
+        at = tier_path(directory)
+        try:
+            client.detach(at, name)
+        except PathNotFound as error:
+            raise PathNotFound(f"{error}; {attached_text(client.attachments(), at)}") from None
 
 
 @in_sentences
@@ -134,12 +144,13 @@ def observers(
     as_json: AsJson = False,
     address: Address = None,
     token: Token = None,
+    tls_authority: Authority = None,
 ) -> None:
     """List observers: their directories, states, commits, and why one is quarantined.
 
     Example: coprocessor fs observers --traceback
     """
-    with open_client(address, token) as client:
+    with open_client(address, token, tls_authority) as client:
         found = client.attachments()
     if directory is not None:
         wanted = tier_path(directory)

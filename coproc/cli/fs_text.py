@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -117,7 +118,7 @@ def observers_text(attached: Sequence[AttachmentInfo], *, traceback: bool) -> st
     blocks = []
     for one in attached:
         told = [("observer", one.observer), ("state", one.state)]
-        told += [(f"parameter {key}", json.dumps(value)) for key, value in sorted(one.parameters.items())]
+        told += [("parameter", setting(key, value)) for key, value in sorted(one.parameters.items())]
         told.append(("commits", f"{one.delivered_count:,} delivered, {one.queued_count:,} waiting"))
         if one.failure:
             told.append(("failure", one.failure))
@@ -128,14 +129,38 @@ def observers_text(attached: Sequence[AttachmentInfo], *, traceback: bool) -> st
     return "\n\n".join(blocks)
 
 
+def attached_text(attached: Sequence[AttachmentInfo], directory: str) -> str:
+    """Half a sentence: who is attached to a directory, or if nobody is, who is anywhere."""
+    here = [one.name for one in attached if one.directory == directory]
+    if here:
+        return f"attached there: {', '.join(here)}"
+    elsewhere = [f"{one.name} of {one.directory}" for one in attached]
+    return f"attached elsewhere: {', '.join(elsewhere)}" if elsewhere else "no observer is attached anywhere"
+
+
+def setting(key: str, value: Any) -> str:
+    """NAME=VALUE, to be typed at a shell: what `settings` of `fs_options` makes the same value of again."""
+    # Text that would be read as something else has its quotes.
+    plain = isinstance(value, str) and not _is_json(value)
+    return shlex.quote(f"{key}={value if plain else json.dumps(value)}")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
 def explain_text(found: Explanation, *, peer: str, near: bool, exact: bool) -> str:
     """Which way a read takes, where the block is, and why nothing is nearer."""
     routes = {
         "mapped": "mapped: no copy" if near else "mapped by the server; from here over the network",
         "peer": "peer: copied once from another server, and kept",
         "under-store": "under-store: loaded from there once, and kept",
-        "virtual": "virtual: nothing is stored; an observer may make it",
-        "nowhere": "nowhere",
+        "virtual": "virtual: made by an observer when it is opened",
+        "nowhere": "nothing: only files have bytes" if found.info and found.info.is_directory else "nowhere",
     }
     title = found.path
     if found.info is not None and found.info.kind == "file":

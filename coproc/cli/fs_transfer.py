@@ -16,6 +16,7 @@ from coproc.cli.fs_bytes import Source, fetch_file, publish_file, publish_stream
 from coproc.cli.fs_names import require_place, require_recursive
 from coproc.cli.fs_options import (
     Address,
+    Authority,
     Force,
     Paths,
     Recursive,
@@ -38,12 +39,12 @@ STREAM = "-"
 
 
 @in_sentences
-def cat(paths: Paths, address: Address = None, token: Token = None) -> None:
+def cat(paths: Paths, address: Address = None, token: Token = None, tls_authority: Authority = None) -> None:
     """Write files to standard output, one after the other.
 
     Example: coprocessor fs cat /models/line/spec.json
     """
-    with open_client(address, token) as client:
+    with open_client(address, token, tls_authority) as client:
         for_each(paths, lambda path: receive(client, tier_path(path), _to_stdout))
 
 
@@ -55,12 +56,13 @@ def get(
     force: Force = False,
     address: Address = None,
     token: Token = None,
+    tls_authority: Authority = None,
 ) -> None:
     """Write files to this host. A local file appears when it is whole; a file that is there stays, but for -f.
 
     Example: coprocessor fs get -r /runs/today ./today
     """
-    with open_client(address, token) as client:
+    with open_client(address, token, tls_authority) as client:
         if target == STREAM:
             for_each(sources, lambda path: receive(client, tier_path(path), _to_stdout))
             return
@@ -102,6 +104,7 @@ def put(
     ] = None,
     address: Address = None,
     token: Token = None,
+    tls_authority: Authority = None,
 ) -> None:
     """Publish local files in the tier: each whole or not at all. Directories above are made.
 
@@ -119,7 +122,7 @@ def put(
         "pinned": True if pin else None,
         "write_type": write_type,
     }
-    with open_client(address, token) as client:
+    with open_client(address, token, tls_authority) as client:
         require_place(client, sources, target)
 
         def publish(source: Path | None, path: str) -> None:

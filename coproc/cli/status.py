@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coproc.cli.base import ADDRESS_VARIABLE, amount, in_sentences, require_address, size, token_from_environment
+from coproc.cli.fs_options import Authority, Token
 
 if TYPE_CHECKING:
     from coproc.status import ClusterStatus, ModelStatus, ObserverStatus, ServerStatus
@@ -17,14 +18,17 @@ if TYPE_CHECKING:
 @in_sentences
 def status(
     address: Annotated[str, typer.Argument(envvar=ADDRESS_VARIABLE, help="coproc://HOST:PORT[,HOST:PORT…]")],
-    token: Annotated[str | None, typer.Option(help="Better in COPROC_TOKEN.")] = None,
+    token: Token = None,
+    tls_authority: Authority = None,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON document.")] = False,
 ) -> None:
     """Show a running cluster and its models."""
     from coproc.client import connect
+    from storage_tier.wire import TlsClient
 
     require_address(address)
-    with connect(address, token=token or token_from_environment()) as client:
+    tls = None if tls_authority is None else TlsClient(tls_authority)
+    with connect(address, token=token or token_from_environment(), tls=tls) as client:
         now = client.status()
     typer.echo(json.dumps(dataclasses.asdict(now), indent=2) if as_json else as_text(now))
 

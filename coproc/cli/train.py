@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coproc.cli.base import in_sentences, require_address, token_from_environment, usage_error
+from coproc.cli.fs_options import AUTHORITY_VARIABLE
 
 if TYPE_CHECKING:
     from coproc.training import TrainConfig
@@ -98,6 +99,15 @@ def train(
     token: Annotated[
         str | None, typer.Option(help="Its token; better in COPROC_TOKEN.", rich_help_panel=_WHERE)
     ] = None,
+    tls_authority: Annotated[
+        str | None,
+        typer.Option(
+            envvar=AUTHORITY_VARIABLE,
+            show_envvar=False,
+            help=f"Whom to trust, PEM, where its servers speak TLS; or {AUTHORITY_VARIABLE}. On every worker's host.",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model in the cluster.", rich_help_panel=_WHERE)] = None,
     servers: Annotated[int, typer.Option(help="Servers of the embedded cluster.", rich_help_panel=_WHERE)] = 1,
     shards: Annotated[
@@ -130,6 +140,8 @@ def train(
         "shards": shards,
         "address": address,
         "token": token or token_from_environment(),
+        # Of the environment it is for clusters that are named.
+        "tls_authority": None if address is None else tls_authority,
         "model": model,
     }
     if data is None and (validation is not None or features is not None):

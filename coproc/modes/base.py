@@ -79,6 +79,9 @@ class ModeSettings:
     shards: int | None = None
     """Shards the model is cut into; None leaves it to the mode."""
 
+    tls_authority: str | None = None
+    """A PEM file of whom to trust, on every worker's host, where the servers speak TLS."""
+
 
 class Pulled(Protocol):
     """One whole version of the model, as a worker sees it."""

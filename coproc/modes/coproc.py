@@ -22,6 +22,7 @@ from coproc.modes.base import (
     ModeStatus,
     taken,
 )
+from storage_tier.wire import trust
 
 if TYPE_CHECKING:
     from coproc.near import Receipt
@@ -44,7 +45,7 @@ class CoprocMode:
             Unreachable, Unauthenticated, OutOfMemory: from the cluster.
         """
         self._settings = settings
-        self._client: Client | None = connect(settings.address, token=settings.token)
+        self._client: Client | None = connect(settings.address, token=settings.token, tls=trust(settings.tls_authority))
         try:
             self.model: Model = self._client.create_model(
                 settings.model,
@@ -62,7 +63,8 @@ class CoprocMode:
 
     def exchange_spec(self) -> ExchangeSpec:
         settings = self._settings
-        return ExchangeSpec("coproc", {"address": settings.address, "token": settings.token, "model": settings.model})
+        names = ("address", "token", "tls_authority", "model")
+        return ExchangeSpec("coproc", {name: getattr(settings, name) for name in names})
 
     def snapshot(self, *, timeout_s: float) -> Snapshot:
         return self.model.snapshot(timeout_s)
@@ -155,9 +157,10 @@ def start(settings: ModeSettings) -> Mode:
 
 def open_exchange(spec: ExchangeSpec, worker: int, *, timeout_s: float) -> Exchange:
     """Join the run's model. A few round trips; the connection belongs to this process only."""
-    client = connect(spec.settings["address"], token=spec.settings["token"])
+    given = spec.settings
+    client = connect(given["address"], token=given["token"], tls=trust(given["tls_authority"]))
     try:
-        return CoprocExchange(client, client.model(spec.settings["model"]).join(worker, timeout_s=timeout_s))
+        return CoprocExchange(client, client.model(given["model"]).join(worker, timeout_s=timeout_s))
     except BaseException:
         client.close()
         raise

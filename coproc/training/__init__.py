@@ -42,6 +42,7 @@ from coproc.training.plan import make_plan, require_mode, tasks_of_group
 from coproc.wire import as_coproc
 from coproc.worker import never
 from storage_tier.errors import TierError
+from storage_tier.wire import trust
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -138,7 +139,7 @@ class Run:
         if config.consistency == "bsp":
             require_slots(pool, config.workers)
         self._tell("reading the data")
-        destination = Destination(address, self.run, token)
+        destination = Destination(address, self.run, token, config.tls_authority)
         self.stack.callback(self._remove_data, destination)
         ingested = self._ingest(pool, destination)
         plan = make_plan(config, ingested, self.run)
@@ -154,6 +155,7 @@ class Run:
                 optimizer=config.optimizer_rule(),
                 consistency=config.consistency_rule(),
                 shards=config.shards,
+                tls_authority=config.tls_authority,
             )
         )
         self.stack.callback(mode.close)
@@ -191,7 +193,7 @@ class Run:
         if config.address is not None:
             self._tell(f"connecting to {config.address}")
             # Asked now: a wrong address, a wrong token, a taken name are to be said before Spark starts.
-            with connect(config.address, token=config.token) as client:
+            with connect(config.address, token=config.token, tls=trust(config.tls_authority)) as client:
                 if config.model is not None and config.model in client.models():
                     raise taken(config.model, config.address, config.token)
             return config.address, config.token

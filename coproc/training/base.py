@@ -122,6 +122,9 @@ class TrainConfig:
 
     token: str | None = None
 
+    tls_authority: str | None = None
+    """A PEM file of whom to trust, where its servers speak TLS; the same path on every worker's host."""
+
     model: str | None = None
     """Name of the model in the cluster; None: a new one for each run."""
 
@@ -133,6 +136,8 @@ class TrainConfig:
         for size in self.hidden:
             if size < 1:
                 raise ConfigError(f"--hidden sizes must be at least 1, not {size}; leave out a layer instead")
+        if self.tls_authority is not None and self.address is None:
+            raise ConfigError("--tls-authority goes with --address: an embedded cluster has no TLS")
         if self.seed < 0:
             raise ConfigError(f"--seed must be at least 0, not {self.seed}")
         if not 0 <= self.dropout < 1:

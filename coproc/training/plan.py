@@ -124,6 +124,7 @@ def tasks_of_group(
             address=destination.address,
             path=destination.path(worker),
             token=destination.token,
+            tls_authority=destination.tls_authority,
             batch_size=config.batch_size,
             seed=config.seed,
             scale=plan.scale,

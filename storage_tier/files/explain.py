@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from storage_tier.catalog import Catalog, Entry
+import os
+
+from storage_tier.catalog import Attached, Catalog, Entry
 from storage_tier.errors import PathNotDirectory, PathNotFound, TierError
 from storage_tier.files.base import Explanation, Holder, LocalBlock, Route, block_path_of
 from storage_tier.files.eviction import Evictor
@@ -11,7 +13,13 @@ from storage_tier.files.neighbours import Neighbours
 from storage_tier.files.observing import Observing
 from storage_tier.files.persisting import Persisting
 from storage_tier.files.under import UnderStores
+from storage_tier.headers import clean_prefix, is_below
+from storage_tier.observers.base import FileInfo
+from storage_tier.observers.options import AttachmentState
 from storage_tier.tier import Tier
+
+# For an observer that has to make the file to tell whether it knows it: as long as a reader would wait.
+LOOK_TIMEOUT_S = 30.0
 
 
 class Explainer:
@@ -44,11 +52,16 @@ class Explainer:
         url = None if place is None else place.store.url
         try:
             entry = self._catalog.namespace.stat(path)
-        except (PathNotFound, PathNotDirectory) as error:
-            return self._unknown(path, url, str(error))
+        except PathNotDirectory as error:
+            # Nobody else is asked about such a path.
+            text = str(error)
+            return Explanation(path, None, "nowhere", (), url, (f"{text[:1].upper()}{text[1:]}.",))
+        except PathNotFound:
+            return self._unknown(path, url)
         if entry.kind != "file":
-            kind = "mount point of " + str(url) if entry.kind == "mount" else "directory"
-            return Explanation(path, entry, "nowhere", (), url, (f"{path} is a {kind}; it has no bytes.",))
+            kind = f"mount point of {url}" if entry.kind == "mount" else "directory"
+            said = f"{path} is a {kind}: it has no bytes of its own, the files in it have."
+            return Explanation(path, entry, "nowhere", (), url, (said,))
         if entry.block_id is None:
             return Explanation(path, entry, "mapped", (), url, ("It is empty: there is nothing to read.",))
         holder_ids = self._catalog.replicas.locations([entry.block_id])[entry.block_id]
@@ -120,21 +133,68 @@ class Explainer:
         if self._tier.is_open(block_path_of(block_id)):
             said.append("A process of this host has it mapped.")
 
-    def _unknown(self, path: str, url: str | None, why: str) -> Explanation:
+    def _unknown(self, path: str, url: str | None) -> Explanation:
+        """A path that the catalog does not have."""
         try:
             below = self._under.stat(path)
         except TierError as error:
-            return Explanation(path, None, "nowhere", (), url, (f"The catalog: {why}.", f"The under-store: {error}"))
-        if below is not None and below.kind == "file":
-            said = (
-                f"Only {url} has it ({below.size_bytes:,} bytes); it was never read or written through the tier.",
+            said = f"The tier has nothing at {path}, and whether {url} has something there is not known: {error}"
+            return Explanation(path, None, "nowhere", (), url, (said,))
+        if below is not None and below.kind != "file":
+            said = f"{path} is a directory that only {url} has: it has no bytes of its own, the files in it have."
+            return Explanation(path, below, "nowhere", (), url, (said,))
+        if below is not None:
+            told = (
+                f"Only {url} has it, {below.size_bytes:,} bytes: it is in no server's memory, and has no version yet.",
                 "A read loads it from there, and keeps it if there is room.",
             )
-            return Explanation(path, below, "under-store", (), url, said)
-        if below is not None:
-            return Explanation(path, below, "nowhere", (), url, (f"It is a directory of {url}; it has no bytes.",))
-        resolvers = [attached.name for attached, state in self._observing.states() if "resolve" in state.hooks]
-        if resolvers:
-            said = (f"The catalog: {why}.", f"A read asks the observers {', '.join(resolvers)} whether they know it.")
-            return Explanation(path, None, "virtual", (), url, said)
-        return Explanation(path, None, "nowhere", (), url, (f"{why}.",))
+            return Explanation(path, below, "under-store", (), url, told)
+        also = "" if url is None else f" {url} was asked, and has nothing there either."
+        sentences = [f"There is nothing at {path}.{also}"]
+        asked = self._resolvers(path)
+        names = " or ".join(f"the observer {attached.name} of {attached.directory}" for attached, _ in asked)
+        try:
+            made = self._virtual(path)
+        except TierError as error:
+            sentences.append(f"Whether {names or 'an observer'} makes it when it is opened is not known: {error}")
+            return Explanation(path, None, "nowhere", (), url, tuple(sentences))
+        if made is not None:
+            version = f"version {made.version}, " if made.version else ""
+            told = (
+                f"It is a virtual file: {names or 'an observer'} makes it when it is opened, now {version}"
+                f"{made.size_bytes:,} bytes.",
+                "Nothing of it is stored. Who opens it has one whole version, in memory as long as it is open.",
+            )
+            return Explanation(path, None, "virtual", (), url, told)
+        if asked:
+            sentences.append(f"No virtual file is there either: {names} was asked, and does not make it.")
+        sentences += [
+            f"The observer {attached.name} of {attached.directory} does not work now ({state.state}): {state.failure}"
+            for attached, state in asked
+            if state.state != "running"
+        ]
+        return Explanation(path, None, "nowhere", (), url, tuple(sentences))
+
+    def _resolvers(self, path: str) -> list[tuple[Attached, AttachmentState]]:
+        """Those that may make a virtual file at a path."""
+        return [
+            (attached, state)
+            for attached, state in self._observing.states()
+            if "resolve" in state.hooks and is_below(path, clean_prefix(attached.directory))
+        ]
+
+    def _virtual(self, path: str) -> FileInfo | None:
+        """What an observer makes at a path; as a rule its directory's list tells, and nothing has to be made.
+
+        Raises:
+            ObserverFailed, DeadlineExceeded.
+        """
+        listed = self._observing.list_virtual(path.rpartition("/")[0] or "/")
+        for info in listed:
+            if info.path == path:
+                return info
+        found = self._observing.resolve(path, LOOK_TIMEOUT_S)
+        if found is None:
+            return None
+        os.close(found.fd)
+        return found.info

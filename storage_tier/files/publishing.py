@@ -25,6 +25,7 @@ from storage_tier.errors import (
     PathNotDirectory,
     PathNotFound,
     UnderError,
+    UnderUnreachable,
     Unreachable,
     VersionConflict,
     Vetoed,
@@ -319,11 +320,20 @@ class Publisher:
         """Refuse what only the under-store knows to be in the way.
 
         Raises:
-            PathExists, VersionConflict, PathIsDirectory; those of the under-store.
+            PathExists, VersionConflict, PathIsDirectory; those of the under-store: it has to answer where the file is
+            to be the first at its path.
         """
         if self._known(path):
             return  # then the transaction decides; and the under-store may be down
-        found = self._under.stat(path)
+        try:
+            found = self._under.stat(path)
+        except UnderUnreachable as error:
+            if not options.exclusive and options.expected_version != 0:
+                return  # a directory that is in the way is told when the file is persisted
+            raise UnderUnreachable(
+                f"{path} was not written: it is to be only where nothing is, and whether {place.store.url} has a file "
+                f"there cannot be asked now. overwrite=True writes it without asking; or try again later. {error}"
+            ) from None
         if found is None:
             return
         if found.kind != "file":

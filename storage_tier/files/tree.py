@@ -343,10 +343,13 @@ class Tree:
             if not recursive and self.list(path, "", 1):
                 raise DirectoryNotEmpty(f"{path} is not empty: there is {self.list(path, '', 1)[0].path} in it")
             with self._alone.at([path]):
-                if recursive:
-                    place.store.remove_tree(place.relative)
-                else:
-                    place.store.remove_directory(place.relative)
+                remove = place.store.remove_tree if recursive else place.store.remove_directory
+                try:
+                    remove(place.relative)
+                except DirectoryNotEmpty:
+                    raise DirectoryNotEmpty(
+                        f"{path} is not empty any more: something came into it in {place.store.url}, and stays"
+                    ) from None
                 if self._known(path):
                     self._remove_known_directory(path, recursive)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -19,11 +20,20 @@ if TYPE_CHECKING:
     from storage_tier.client import TierClient
 
 DEFAULT_TIMEOUT_S = 60.0
+# Where the token is that URLs have no place for; `coprocessor fs` looks there too.
+TOKEN_VARIABLE = "COPROC_TOKEN"
 
 _SLASHES = re.compile("//+")
 
 Info = dict[str, Any]
 """What fsspec's `info` answers."""
+
+
+class _TokenOfEnvironment:
+    """As an attribute of a class: the token in the environment, now."""
+
+    def __get__(self, instance: object, owner: type | None = None) -> str | None:
+        return os.environ.get(TOKEN_VARIABLE) or None
 
 
 class TierLookup(AbstractFileSystem):  # type: ignore[misc]
@@ -35,6 +45,9 @@ class TierLookup(AbstractFileSystem):  # type: ignore[misc]
 
     protocol = "tier"
     root_marker = "/"
+    _token_of_environment = _TokenOfEnvironment()
+    # fsspec gives out an instance again only where these are the same as when it was made.
+    _extra_tokenize_attributes = ("_token_of_environment",)
 
     def __init__(
         self,
@@ -53,7 +66,8 @@ class TierLookup(AbstractFileSystem):  # type: ignore[misc]
         Args:
             host, port: one server; or, as the only argument, an address.
             address: of one or several: 'coproc://HOST:PORT[,HOST:PORT...]'.
-            token: what the servers were started with.
+            token: what the servers were started with; None takes that of COPROC_TOKEN, if it is set. Of these two only
+                the one that was given goes along when this is pickled: the environment is each process's own.
             tls: when they speak TLS: a `TlsClient`, or its fields as a mapping, as files of settings have them.
             near: None finds out whether this is the server's host; False never touches shared memory; True insists.
             timeout_s: of each call. Opening a file that has to come from elsewhere first takes that long at most.
@@ -71,6 +85,7 @@ class TierLookup(AbstractFileSystem):  # type: ignore[misc]
             if port is None:
                 raise InvalidAddress(f"the server {host} needs a port: a tier has none that is always the same")
             address = f"coproc://[{host}]:{port}" if ":" in str(host) else f"coproc://{host}:{port}"
+        token = self._token_of_environment if token is None else token
         self.address = address
         self.timeout_s = timeout_s
         self._identity = (address, token, tls, near, timeout_s)

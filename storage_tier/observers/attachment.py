@@ -322,8 +322,10 @@ class Attachment:
             self._delay_s = self._restarts.failed(time.monotonic()) if refused is None else None
             self._state = "quarantined" if self._delay_s is None else "restarting"
             self._changed.notify_all()
-        after = "until it is resumed" if self._delay_s is None else f"for {self._delay_s:g} s"
-        LOG.warning("%s; quarantined %s", sentence, after)
+            state, delay_s = self._state, self._delay_s
+        # The state and what follows from it, in the words of `status`.
+        next_act = "until it is resumed" if delay_s is None else f"it is started again in {delay_s:g} s"
+        LOG.warning("%s; %s: %s", sentence, state, next_act)
 
     def _pause(self) -> None:
         """Wait until it is to start again, or to end."""

@@ -203,7 +203,8 @@ class Observer:
 
     Made and run in a child process of its own. Calls of one hook never overlap; different hooks may run at
     once, in different threads. A call that raises, answers nonsense, takes longer than its limit or more memory
-    than its limit ends the process: the observer is quarantined, and nobody else is the worse for it.
+    than its limit ends the process, and nobody else is the worse for it: the observer is started again a few
+    times, then quarantined.
 
     What it writes carries its mark and those of the observers that caused it, and a file never triggers an
     observer whose mark it carries. So a chain of observers passes each of them once at most, and ends.

@@ -57,7 +57,7 @@ class KeepBest(Observer):
         best = given.take("best", None, lambda value: is_text(value) and "/" not in value, "a name without '/'")
         given.done()
         if not metric:
-            raise InvalidRequest("keep_best needs the name of its metric: {'metric': 'accuracy'}")
+            raise InvalidRequest("keep_best needs the name of its metric, such as metric=accuracy")
         return cls(metric, keep_count, order == "max", pattern, metric_file, best)
 
     def post_commit(self, context: Context, batch: Sequence[CommittedFile]) -> None:

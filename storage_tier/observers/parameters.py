@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,7 +28,9 @@ class Parameters:
             return default
         value = self._given.pop(name)
         if not check(value):
-            raise InvalidRequest(f"{name} of {self._observer} is {wanted}, and {value!r:.80} was given")
+            # As it was typed, which parameters mostly are.
+            text = value if isinstance(value, str) else json.dumps(value)
+            raise InvalidRequest(f"{name} of {self._observer} is {wanted}, and {name}={text:.80} was given")
         return value
 
     def done(self) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from storage_tier.errors import InvalidPath, InvalidRequest, OutOfMemory, UnderChanged, UnderFailed
+from storage_tier.errors import DirectoryNotEmpty, InvalidPath, InvalidRequest, OutOfMemory, UnderChanged, UnderFailed
 from storage_tier.headers import clean_path
 from storage_tier.under.calls import Call
 
@@ -217,10 +217,13 @@ class Backend(Protocol):
     def make_directory(self, path: str) -> None: ...
 
     def remove_directory(self, path: str) -> None:
-        """Afterwards there is no directory of this name. One with something in it is refused."""
+        """Afterwards there is no directory of this name. One with something in it is refused: DirectoryNotEmpty."""
 
     def remove_tree(self, path: str, call: Call) -> None:
-        """Afterwards there is no directory of this name, nor was there need of one. Links are not followed."""
+        """Afterwards there is no directory of this name, nor was there need of one. Links are not followed.
+
+        DirectoryNotEmpty: something came while it was removed, which stays.
+        """
 
     def clean(self, older_than_s: float) -> int:
         """Remove what writers that died left; return how many. Never what a living one is writing."""
@@ -271,6 +274,11 @@ def can_be_named(name: str) -> bool:
         return "/" not in name and clean_path("/" + name) != f"/{TEMPORARY_NAME}"
     except InvalidPath:
         return False
+
+
+def not_empty(path: str) -> DirectoryNotEmpty:
+    """To be raised: a directory that was to be removed has something in it."""
+    return DirectoryNotEmpty(f"{path} cannot be removed: there is something in that directory by now, which stays")
 
 
 def check_same(path: str, expected: str | None, found: str, when: str) -> None:

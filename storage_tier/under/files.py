@@ -27,6 +27,7 @@ from storage_tier.under.base import (
     can_be_named,
     check_same,
     new_temporary_name,
+    not_empty,
 )
 from storage_tier.under.calls import Call
 
@@ -153,20 +154,16 @@ class FileBackend:
         self._make(self._file(path))
 
     def remove_directory(self, path: str) -> None:
-        try:
+        with _refusing_what_is_full(path), suppress(FileNotFoundError):
             directory = self._file(path)
             directory.rmdir()
             _sync(directory.parent)
-        except FileNotFoundError:
-            return
 
     def remove_tree(self, path: str, call: Call) -> None:
-        try:
+        with _refusing_what_is_full(path), suppress(FileNotFoundError):
             directory = self._file(path)
             _remove_tree(directory, call)
             _sync(directory.parent)
-        except FileNotFoundError:
-            return
 
     def clean(self, older_than_s: float) -> int:
         removed_count = 0
@@ -302,6 +299,17 @@ def _copy_through_memory(fd: int, start: int, end: int, sink: Sink, call: Call) 
             raise UnderChanged("it became shorter while it was read")
         sink.write(call, start - first, bounce[:count])
         start += count
+
+
+@contextmanager
+def _refusing_what_is_full(path: str) -> Iterator[None]:
+    """Around the removal of a directory: what has come into it meanwhile is told."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise not_empty(path) from None
 
 
 def _remove_tree(directory: Path, call: Call) -> None:

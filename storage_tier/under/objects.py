@@ -29,6 +29,7 @@ from storage_tier.under.base import (
     age_of_temporary_s,
     can_be_named,
     check_same,
+    not_empty,
 )
 from storage_tier.under.calls import Call
 from storage_tier.under.entries import info_of
@@ -211,17 +212,16 @@ class ObjectBackend:
             if self._protocol in s3.PROTOCOLS:
                 entries, _ = next(s3.pages(fs, full, 2))
                 if any(entry["name"] != full + "/" for entry in entries):
-                    raise UnderFailed("the directory is not empty")
+                    raise not_empty(path)
                 if entries:  # some tools keep an object "dir/" for an empty directory
                     fs.rm_file(full + "/")
                 return
             if not self.traits.directories:
                 with contextlib.suppress(FileNotFoundError):
                     if any(entry["name"].rstrip("/") != full for entry in fs.ls(full, detail=True)):
-                        raise UnderFailed("the directory is not empty")
+                        raise not_empty(path)
                 return
-            with contextlib.suppress(FileNotFoundError):
-                fs.rmdir(full)
+            _remove_one_directory(fs, full, path)
 
     def remove_tree(self, path: str, call: Call) -> None:
         full = self._full(path)
@@ -244,8 +244,7 @@ class ObjectBackend:
                 directories = {full, *(name for name, entry in found.items() if entry["type"] == "directory")}
                 for name in sorted(directories, key=len, reverse=True):
                     call.moved()
-                    with contextlib.suppress(FileNotFoundError):
-                        fs.rmdir(name)
+                    _remove_one_directory(fs, name, path)
 
     def clean(self, older_than_s: float) -> int:
         directory = f"{self._root}/{TEMPORARY_NAME}"
@@ -342,6 +341,22 @@ class ObjectBackend:
             if self._nameable(name):  # "dir/" is an object that stands for the directory
                 files["/".join([path, *above, name])] = info_of("/".join([path, *above, name]), entry)
         return [UnderInfo(place, True, 0, "") for place in directories - files.keys()] + list(files.values())
+
+
+def _remove_one_directory(fs: AbstractFileSystem, full: str, path: str) -> None:
+    """Remove a directory that has to be empty; `path` is the one that is removed, this or above it.
+
+    Raises:
+        DirectoryNotEmpty.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            fs.rmdir(full)
+        except OSError:
+            # Some say why, others (SFTP) only that it failed.
+            if fs.ls(full, detail=False):
+                raise not_empty(path) from None
+            raise
 
 
 def _rename_in_s3(fs: AbstractFileSystem, old: str, new: str, info: UnderInfo, call: Call) -> None:

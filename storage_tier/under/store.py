@@ -267,13 +267,18 @@ class UnderStore:
         """Afterwards there is no directory at this path.
 
         Raises:
-            UnderFailed: something is in it.
+            DirectoryNotEmpty: something is in it. InvalidPath; UnderRefused, UnderUnreachable, UnderFailed.
         """
         path = _an_object(path)
         self._run(f"removing {path}", lambda backend, call: backend.remove_directory(path), timeout_s, (path,))
 
     def remove_tree(self, path: str, *, timeout_s: float | None = None) -> None:
-        """Afterwards there is nothing at and below this directory. Not atomic. Links are removed, not followed."""
+        """Afterwards there is nothing at and below this directory. Not atomic. Links are removed, not followed.
+
+        Raises:
+            DirectoryNotEmpty: something came while it was removed. InvalidPath; UnderRefused, UnderUnreachable,
+            UnderFailed.
+        """
         path = _an_object(path)
         self._run(f"removing {path}", lambda backend, call: backend.remove_tree(path, call), timeout_s, (path,))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -15,6 +16,9 @@ import numpy as np
 import pytest
 
 import coproc
+import storage_tier.client
+from coproc.cli import main
+from storage_tier.client import TierClient
 from storage_tier.wire import TlsClient
 
 # Made for these tests and used nowhere else, valid from 2020 to 2120: an authority whose key was thrown away, a
@@ -171,3 +175,68 @@ def test_trust_does_not_replace_the_token(address, trusting):
 def test_a_client_that_wants_tls_takes_nothing_less(cluster, trusting):
     said = refused(coproc.Unreachable, cluster.address, tls=trusting)
     assert f"nobody can be reached at {cluster.address}" in said
+
+
+@pytest.fixture
+def command(address, monkeypatch, capfd):
+    """`command("fs", "ls")`: (exit status, standard output, standard error), of the command in this process."""
+    monkeypatch.setenv("COPROC_ADDRESS", address)
+    monkeypatch.setenv("COPROC_TOKEN", TOKEN)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        return ended.value.code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_the_commands_reach_servers_behind_tls(command, files, tmp_path, monkeypatch, near):
+    trust = ("--tls-authority", files / "authority.pem")
+    if not near:
+        monkeypatch.setattr(storage_tier.client, "TierClient", functools.partial(TierClient, near=False))
+    source, back = tmp_path / "source", tmp_path / "back"
+    source.write_bytes(b"behind TLS" * 1000)
+    path = f"/behind-{near}"
+    assert command("fs", "put", source, path, *trust) == (0, "", "")
+    assert command("fs", "get", path, back, *trust) == (0, "", "")
+    assert back.read_bytes() == source.read_bytes()
+    code, shown, _ = command("fs", "explain", path, *trust)
+    assert (code, ("not on this host" in shown)) == (0, not near)
+    assert command("fs", "pin", path, *trust) == command("fs", "unpin", path, *trust) == (0, "", "")
+    assert command("fs", "mounts", *trust) == (0, "", "")
+    monkeypatch.setenv("COPROC_TLS_AUTHORITY", str(files / "authority.pem"))
+    assert command("fs", "rm", path) == (0, "", "")
+    assert command("fs", "stat", path)[0] == 1
+
+
+def test_status_of_servers_behind_tls(command, address, files, monkeypatch):
+    code, shown, said = command("status", "--tls-authority", files / "authority.pem")
+    assert (code, said) == (0, "")
+    for server in address.removeprefix("coproc://").split(","):
+        assert f"server {server}\n  up " in shown
+    monkeypatch.setenv("COPROC_TLS_AUTHORITY", str(files / "authority.pem"))
+    assert command("status")[0] == 0
+
+
+def test_an_authority_that_the_commands_cannot_read_is_named(command, tmp_path):
+    for arguments in (("status",), ("fs", "ls")):
+        code, _, said = command(*arguments, "--tls-authority", tmp_path / "none.pem")
+        assert (code, said.count("\n")) == (1, 1)
+        assert "none.pem can't be read: No such file" in said
+
+
+@pytest.mark.parametrize("named", ["by the option", "by the environment"])
+def test_trains_on_servers_behind_tls(command, address, files, tmp_path, monkeypatch, named):
+    trust = ("--tls-authority", files / "authority.pem")
+    if named == "by the environment":
+        monkeypatch.setenv("COPROC_TLS_AUTHORITY", str(trust[1]))
+        trust = ()
+    given = ("train", "--address", address, "--epochs", 1, "--pool", "processes", "--output", tmp_path / "out")
+    code, _, said = command(*given, *trust)
+    assert code == 0, said
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size > 1000
+    monkeypatch.delenv("COPROC_TLS_AUTHORITY", raising=False)
+    code, _, said = command(*given)
+    assert (code, "one side speaks TLS" in said) == (1, True)

@@ -72,7 +72,7 @@ def test_directories(under: Under) -> None:
         assert [info.path for info in store.list("/d")] == ["/d/e"]
         assert store.list("/d/e") == []
     store.publish("/d/e/a", b"")
-    with pytest.raises(UnderFailed):
+    with pytest.raises(DirectoryNotEmpty):
         store.remove_directory("/d/e")
     assert under.get("/d/e/a") == b""
     store.remove("/d/e/a")
