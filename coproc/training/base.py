@@ -25,7 +25,7 @@ PoolName = Literal["spark", "processes", "inline"]
 
 # What the field uses where nothing is known about the data; the loss then says whether it was too much. An
 # optimizer that is not here has the default of its own class, or none.
-LEARNING_RATES = {"sgd": 0.1, "momentum": 0.05, "adam": 1e-3, "adamw": 1e-3}
+LEARNING_RATES = {"sgd": 0.1, "momentum": 0.05, "adam": 1e-3, "adamw": 1e-3, "ftrl": 0.1}
 
 # Share of the first learning rate by the share of the epochs that is over, 0 to (epochs - 1) / epochs.
 SCHEDULES: Mapping[str, Callable[[float], float]] = {
@@ -81,7 +81,7 @@ class TrainConfig:
     """The one that needs its learning rate tuned least."""
 
     learning_rate: float | None = None
-    """None: 0.001 for adam and adamw, 0.05 for momentum, 0.1 for sgd."""
+    """None: 0.001 for adam and adamw, 0.05 for momentum, 0.1 for sgd and ftrl, else the optimizer's own default."""
 
     schedule: str = "linear"
     """How the learning rate goes on from epoch to epoch: linear, falling to a last one of rate / epochs;

@@ -122,6 +122,24 @@ def test_a_number_that_is_not_float32_is_refused_when_compiled() -> None:
         optim.apply(**arguments(sweep=sweep))
 
 
+def sweep_clipping(gradients: Any, weights: Any, constants: Any, front: Any, back: Any, how: Any) -> None:
+    for line in range(base.lines(front[0], how)):
+        base.put(back[0], line, base.clip(base.get(front[0], line, how), weights[0][0]), how)
+
+
+@pytest.mark.parametrize("limit", [0, 0.5, 1, np.inf])
+def test_clip_keeps_what_is_within_and_what_is_not_a_number(limit: float) -> None:
+    call = arguments(sweep=compiled._compiled(sweep_clipping), weights=((np.float32(limit), ONE),))
+    values = np.linspace(-2, 2, SIZE, dtype=np.float32)
+    values[[3, 70, 80, 99]] = np.nan, np.inf, -np.inf, np.nan
+    call["front"][0][:] = values
+    optim.apply(**call)
+    np.testing.assert_array_equal(call["back"][0], np.clip(values, -limit, limit))
+    plain = row(SIZE)
+    sweep_clipping((), call["weights"], (), (values,), (plain,), None)
+    assert plain.tobytes() == call["back"][0].tobytes()
+
+
 def test_warm_compiles_all_that_follows() -> None:
     optimizer = optim.SGD(learning_rate=0.1)
     sweep: Any = optim.compile_sweep(optimizer)

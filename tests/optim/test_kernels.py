@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 
-from coproc import optim
+from coproc import jit, optim
 from coproc.optim import Optimizer, aligned_row, registered
-from coproc.server import kernels
+from coproc.server import kernels, passes
 from coproc.server.kernels import kernel_of
 
-OPTIMIZERS = [kind(learning_rate=0.1) for kind in registered().values()]
+OPTIMIZERS = [*(kind(learning_rate=0.1) for kind in registered().values()), optim.RMSprop(momentum=0.5)]
 
 
-@numba.njit(nogil=True, error_model="numpy")
-def descend_each(kernel: Any, gradients: Any, constants: Any, front: Any, back: Any, size: int) -> None:
+def each_in_turn(kernel: Any, gradients: Any, constants: Any, front: Any, back: Any, size: int) -> None:
     for i in range(len(gradients)):
         kernels.descend(kernel, gradients[i], constants[i], front, back, size)
         front = back
+
+
+# Kept on disk, as the server's loops are.
+descend_each = jit.compiled(each_in_turn, lambda: [Path(__file__), *passes.sources()])
 
 
 def addresses(rows: Any) -> Any:

@@ -33,6 +33,19 @@ from coproc.optim import base
         (optim.Adam, {"beta2": -0.1}, "beta2 of Adam"),
         (optim.Adam, {"epsilon": 0.0}, "epsilon of Adam must be a number greater than 0"),
         (optim.AdamW, {"weight_decay": math.nan}, "weight_decay of AdamW"),
+        (optim.Adagrad, {"initial_accumulator_value": -1}, "initial_accumulator_value of Adagrad"),
+        (optim.Adagrad, {"epsilon": 0}, "epsilon of Adagrad must be a number greater than 0"),
+        (optim.RMSprop, {"alpha": 1.0}, "alpha of RMSprop"),
+        (optim.RMSprop, {"epsilon": 0.0}, "epsilon of RMSprop"),
+        (optim.RMSprop, {"momentum": 1.0}, "momentum of RMSprop"),
+        (optim.Adadelta, {"rho": 1.0}, "rho of Adadelta"),
+        (optim.Adadelta, {"epsilon": 0.0}, "epsilon of Adadelta"),
+        (optim.FTRL, {"learning_rate": 0.1, "beta": 0.0}, "beta of FTRL must be a number greater than 0"),
+        (optim.FTRL, {"learning_rate": 0.1, "l1": -1}, "l1 of FTRL"),
+        (optim.FTRL, {"learning_rate": 0.1, "l2": math.inf}, "l2 of FTRL"),
+        (optim.Lion, {"beta1": 1.0}, "beta1 of Lion"),
+        (optim.Lion, {"beta2": 1.0}, "beta2 of Lion"),
+        (optim.Lion, {"weight_decay": -0.1}, "weight_decay of Lion"),
     ],
 )
 def test_a_wrong_setting_gets_a_sentence(kind: type[optim.Optimizer], settings: dict[str, Any], sentence: str) -> None:
@@ -50,8 +63,8 @@ def test_numbers_become_floats() -> None:
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({}, "no optimizer is called None; there are adam, adamw, momentum, sgd"),
-        ({"name": "lion"}, "no optimizer is called 'lion'"),
+        ({}, "no optimizer is called None; there are adadelta, adagrad, adam, .*, rmsprop, sgd"),
+        ({"name": "tiger"}, "no optimizer is called 'tiger'"),
         ({"name": "base"}, "no optimizer is called 'base'"),
         ({"name": ["sgd"]}, r"no optimizer is called \['sgd'\]"),
         (
@@ -79,6 +92,39 @@ def test_bias_corrections_are_computed_in_double_precision() -> None:
     assert root == np.float32(1 / math.sqrt(0.001))
     *_, rate, root = optim.Adam().constants(10**6, 0.1)
     assert (rate, root) == (np.float32(0.1), np.float32(1.0))
+
+
+def test_defaults_are_those_of_torch_and_of_the_papers() -> None:
+    configs = [kind().to_config() for kind in (optim.Adagrad, optim.RMSprop, optim.Adadelta, optim.Lion)]
+    assert configs == [
+        {"name": "adagrad", "learning_rate": 1e-2, "initial_accumulator_value": 0.0, "epsilon": 1e-10},
+        {"name": "rmsprop", "learning_rate": 1e-2, "alpha": 0.99, "epsilon": 1e-8, "momentum": 0.0},
+        {"name": "adadelta", "learning_rate": 1.0, "rho": 0.9, "epsilon": 1e-6},
+        {"name": "lion", "learning_rate": 1e-4, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0},
+    ]
+    assert optim.FTRL(0.1).to_config() == {"name": "ftrl", "learning_rate": 0.1, "beta": 1.0, "l1": 0.0, "l2": 0.0}
+
+
+def test_a_velocity_is_kept_only_where_there_is_momentum() -> None:
+    assert optim.RMSprop().state_rows == ("mean_square",)
+    assert optim.RMSprop(momentum=0.9).state_rows == ("mean_square", "velocity")
+
+
+def test_lion_steps_by_the_sign_however_small_a_gradient_is_and_not_at_0() -> None:
+    optimizer = optim.Lion(learning_rate=0.5)
+    gradient = np.array([1e-34, -1e-34, 1e-6, -3e38, 3e38, 0.0, -0.0], np.float32)
+    params, moment, next_params, next_moment = np.zeros((4, gradient.size), np.float32)
+    optim.apply(
+        optim.compile_sweep(optimizer),
+        ((gradient,),),
+        ((np.float32(1),),),
+        (optimizer.constants(1, 0.5),),
+        (params, moment),
+        (next_params, next_moment),
+        np.empty(0, np.float32),
+        False,
+    )
+    np.testing.assert_array_equal(next_params, [-0.5, 0.5, -0.5, 0.5, -0.5, 0, 0])
 
 
 def test_every_constant_is_float32() -> None:

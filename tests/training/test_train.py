@@ -289,7 +289,7 @@ def test_wrong_addresses_and_tokens_are_said_at_once(settings):
         ({"learning_rate": float("nan")}, "--learning-rate must be a number above 0"),
         ({"scale": 0.0}, "--scale"),
         ({"loss": "hinge"}, "--loss must be one of softmax, logistic, squared, not 'hinge'"),
-        ({"optimizer": "lion"}, "--optimizer must be one of"),
+        ({"optimizer": "newton"}, "--optimizer must be one of"),
         ({"consistency": "eventual"}, "--consistency must be one of"),
         ({"pool": "threads"}, "--pool must be one of"),
         ({"n_fetch": 2}, "--n-fetch must equal --n-send, not 2 and 1"),
@@ -346,8 +346,8 @@ def test_an_optimizer_more_needs_no_entry_here(monkeypatch):
     assert TrainConfig(optimizer="rateless", learning_rate=0.5).rate == 0.5
     with pytest.raises(ConfigError, match="--optimizer rateless has no learning rate of its own: give --learning-rate"):
         TrainConfig(optimizer="rateless")
-    with pytest.raises(ConfigError, match="--optimizer must be one of adam, adamw, momentum, own, rateless, sgd, not"):
-        TrainConfig(optimizer="lion")
+    with pytest.raises(ConfigError, match=r"--optimizer must be one of .*momentum, own, rateless, rmsprop, sgd, not"):
+        TrainConfig(optimizer="newton")
 
 
 def test_the_phases_are_told(settings):
