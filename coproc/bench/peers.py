@@ -91,20 +91,29 @@ class _Inside:
         self.ahead = 0
         self.gradient = np.zeros(0, np.float32)
 
-    def join(self, address: str, model: str, worker: int, slots: int | None = None) -> int:
-        """Become a worker of a model; the step to continue from."""
+    def join(self, address: str, model: str, worker: int, slots: int | None = None, near: bool | None = None) -> int:
+        """Become a worker of a model, as one on another host if `near` is False; the step to continue from."""
         import coproc
+
+        self.leave()
+        self.client = coproc.connect(address, near=near)
+        self.worker = self.client.model(model).join(worker, slots=slots)
+        self.worker.pull()
+        return int(self.worker.next_step)
+
+    @contextlib.contextmanager
+    def _stamped(self) -> Iterator[None]:
+        """Keep `committed_ns` meanwhile; not always, for it is a tenth of a small push."""
         from coproc import probe
 
         def stamp() -> None:
             self.committed_ns = time.monotonic_ns()
 
         probe.watch("push.commit.before", stamp)
-        self.leave()
-        self.client = coproc.connect(address)
-        self.worker = self.client.model(model).join(worker, slots=slots)
-        self.worker.pull()
-        return int(self.worker.next_step)
+        try:
+            yield
+        finally:
+            probe.watch("push.commit.before", None)
 
     def leave(self) -> None:
         """Close the worker and its connection."""
@@ -120,7 +129,8 @@ class _Inside:
     def round(self) -> list[int]:
         """Push what is in the slot and wait for its version: (committed, awake) in ns."""
         step = self.worker.next_step
-        self.worker.push(step=step)
+        with self._stamped():
+            self.worker.push(step=step)
         self.worker.pull(min_version=step + 1)
         return [self.committed_ns, time.monotonic_ns()]
 
@@ -168,6 +178,22 @@ class _Inside:
             worker.push()
         return (time.monotonic_ns() - begun) / 1e9
 
+    def push_until(self, until_ns: int) -> list[list[int]]:
+        """Push what is in the slot again and again until a moment: (begun, acknowledged) in ns, of each push."""
+        spans: list[list[int]] = []
+        while not spans or spans[-1][1] < until_ns:
+            begun = time.monotonic_ns()
+            self.worker.gradient()
+            self.worker.push()
+            spans.append([begun, time.monotonic_ns()])
+        return spans
+
+    def pull(self) -> list[int]:
+        """Pull the newest version: (begun, there) in ns."""
+        begun = time.monotonic_ns()
+        self.worker.pull()
+        return [begun, time.monotonic_ns()]
+
     def level(self, version: int) -> None:
         """Remember how far the model's version is ahead of this worker's steps."""
         self.ahead = version - self.worker.next_step
@@ -175,12 +201,13 @@ class _Inside:
     def push_and_see(self, count: int) -> list[int]:
         """Push and wait for the version, `count` times: ns from the commit to seeing it."""
         worker, taken = self.worker, []
-        for _ in range(count):
-            step = worker.next_step
-            worker.gradient()[:] = 1e-3
-            worker.push(step=step)
-            worker.pull(min_version=step + 1 + self.ahead)
-            taken.append(time.monotonic_ns() - self.committed_ns)
+        with self._stamped():
+            for _ in range(count):
+                step = worker.next_step
+                worker.gradient()[:] = 1e-3
+                worker.push(step=step)
+                worker.pull(min_version=step + 1 + self.ahead)
+                taken.append(time.monotonic_ns() - self.committed_ns)
         return taken
 
     def push_on_schedule(self, count: int, per_s: float, start_ns: int) -> None:

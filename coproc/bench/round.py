@@ -5,7 +5,8 @@ publishes and wakes. The denominator reads and writes the same rows, past the ca
 imports nothing of the project.
 
 *with a copy*: from the last worker's start, gradients in memory of their own, to the last waiter awake; against
-gloo's all_reduce of the same bytes between the same two processes, where PyTorch is installed.
+gloo's all_reduce of the same bytes between the same two processes, where PyTorch is installed, and over the same span
+against the parameter server of Ray's documentation, where Ray is. Ray's processes run only while it is compared.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import numpy as np
 
 import coproc
 from coproc import optim
-from coproc.bench import streams
-from coproc.bench.base import Options, Result, time_ratio
+from coproc.bench import ray_peers, streams
+from coproc.bench.base import Options, Ratio, Result, time_ratio
 from coproc.bench.peers import Peer, peers, together
 
 NAME = "round"
@@ -28,14 +29,16 @@ NAME = "round"
 # The networks of the talk this project comes from: images, particles, molecules.
 SIZES = (1_863_690, 8_454_145, 14_305_295)
 QUICK_SIZES = (65_536,)
-AT_MOST = {1_863_690: 3.0, 14_305_295: 1.5}
-OF_GLOO_AT_MOST = 1 / 3
+AT_MOST = {14_305_295: 1.3}
+OF_GLOO_AT_MOST = {14_305_295: 1 / 4}
+OF_RAY_AT_MOST = {14_305_295: 1 / 6}
 
 ROUND, STREAM, COPIED, GLOO = "round", "stream loop", "round with a copy", "gloo all_reduce"
+RAY = "Ray parameter server"
 
 
 def run(options: Options) -> list[Result]:
-    """All sizes, SGD and Adam; about a minute."""
+    """All sizes, SGD and Adam; about a minute, and one more with Ray."""
     results: list[Result] = []
     with peers(2) as workers, coproc.LocalCluster() as cluster, coproc.connect(cluster.address) as client:
         with_gloo = importlib.util.find_spec("torch") is not None
@@ -73,15 +76,27 @@ def _measure(
         if with_gloo:
             contestants[GLOO] = lambda: _span(together(workers, "all_reduce"))
     taken = _turns(contestants, options)
-    promised = not options.quick
-    ratios = {
-        ROUND: (time_ratio(taken[ROUND], taken[STREAM], STREAM, at_most=AT_MOST.get(size) if promised else None),)
-    }
+    ratios = {ROUND: _limited(taken, ROUND, STREAM, size, AT_MOST, options)}
     if GLOO in taken:
-        limit = OF_GLOO_AT_MOST if promised else None
-        ratios[COPIED] = (time_ratio(taken[COPIED], taken[GLOO], GLOO, at_most=limit),)
+        ratios[COPIED] = _limited(taken, COPIED, GLOO, size, OF_GLOO_AT_MOST, options)
     case = f"{optimizer.name}, {size / 1e6:.3g} M, two workers"
-    return [Result(NAME, case, name, "s", times, ratios.get(name, ())) for name, times in taken.items()]
+    results = [Result(NAME, case, name, "s", times, ratios.get(name, ())) for name, times in taken.items()]
+    if optimizer.name == "sgd" and ray_peers.is_installed():
+        with ray_peers.parameter_server(size) as theirs:
+            contestants = {COPIED: contestants[COPIED], RAY: lambda: _span(theirs.round())}
+            taken = _turns(contestants, options)
+        case += ", beside Ray"
+        ratio = _limited(taken, COPIED, RAY, size, OF_RAY_AT_MOST, options)
+        results.append(Result(NAME, case, COPIED, "s", taken[COPIED], ratio))
+        results.append(Result(NAME, case, RAY, "s", taken[RAY]))
+    return results
+
+
+def _limited(
+    taken: dict[str, tuple[float, ...]], ours: str, theirs: str, size: int, limits: dict[int, float], options: Options
+) -> tuple[Ratio, ...]:
+    limit = None if options.quick else limits.get(size)
+    return (time_ratio(taken[ours], taken[theirs], theirs, at_most=limit),)
 
 
 def _turns(contestants: dict[str, Callable[[], float]], options: Options) -> dict[str, tuple[float, ...]]:

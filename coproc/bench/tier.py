@@ -14,7 +14,7 @@ import importlib.util
 import itertools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 import coproc
 from coproc.bench import tier_raw
 from coproc.bench.base import Contestant, Options, Ratio, Result, speed_ratio, take_turns, time_ratio
+from coproc.bench.limits import within
 from coproc.bench.tier_peers import operate, operators, sender
 from storage_tier.client import TierClient
 
@@ -75,11 +76,6 @@ def _promised(options: Options, limit: float) -> float | None:
     return None if options.quick else limit
 
 
-def _within(samples: Sequence[float], limit: float, shown: str, *, least: bool = False) -> Ratio:
-    shares = tuple(sample / limit for sample in samples)
-    return Ratio(shown, "promised", shares, at_least=1.0 if least else None, at_most=None if least else 1.0)
-
-
 # ---- large files
 
 
@@ -121,7 +117,7 @@ def _read(client: TierClient, array: NDArray[np.float32], options: Options) -> l
         del seen
         opened.close()
     where = Ratio("reads", "number", tuple(not_copied), at_least=1.0)
-    promise = () if options.quick else (_within(arrays, ARRAY_AT_MOST_S, "1 ms after open"),)
+    promise = within(arrays, ARRAY_AT_MOST_S, "1 ms after open", not options.quick)
     summed = take_turns(
         [
             Contestant("sum, mapped", lambda: _sum_mapped(client)),
@@ -199,9 +195,8 @@ def _operations(address: str, options: Options) -> list[Result]:
                 together.append(all_of_them)
                 kinds.append(each)
     shares = tuple(eight / one for eight, one in zip(together, alone, strict=True))
-    promise = (
-        () if options.quick else (_within(alone, OPERATIONS_AT_LEAST, f"{OPERATIONS_AT_LEAST:,.0f}/s", least=True),)
-    )
+    shown = f"{OPERATIONS_AT_LEAST:,.0f}/s"
+    promise = within(alone, OPERATIONS_AT_LEAST, shown, not options.quick, least=True)
     more = Ratio("1 client", "rate", shares, at_least=_promised(options, 1.0))
     case = "small files: create, stat, delete"
     return [

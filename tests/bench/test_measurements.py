@@ -23,8 +23,15 @@ def measure(name, tmp_path):
     [
         ("round", {("round", "stream loop")}),
         ("latency", set()),
+        ("restart", set()),
+        ("memory", {("3 workers", "one slot more than with 2 workers")}),
+        ("shards", {("server 1 of 2: busy", "one server"), ("server 2 of 2: swept", "one server")}),
         ("tier", {("put", "write(2)"), ("open", "TCP stream"), ("8 clients", "1 client")}),
         ("train", {("coproc", "gradients only")}),
+        (
+            "far",
+            {("push", "TCP stream"), ("pull", "TCP stream"), ("push, bf16", "push"), ("both at once", "the slower")},
+        ),
     ],
 )
 def test_runs(name, pairs, tmp_path):
