@@ -1,52 +1,89 @@
-"""A model over the wire, for clients on another host: the same worker face as `coproc.near`, by streams of bytes."""
+"""A model over the wire, for clients on another host: the same worker face as `coproc.near`, by streams of bytes.
+
+With a compression, fewer bytes travel; what they leave out is kept (`coproc.compression.feedback`). Exactly once holds
+for the decoded gradient: it is committed when all of it is staged and was found finite.
+"""
 
 from __future__ import annotations
 
+import itertools
+import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
 
-from coproc.errors import CoprocError, LeaseExpired, Timeout, Unreachable
+from coproc.compression import Compression, Replica, Residual, Sending
+from coproc.compression.feedback import Part
+from coproc.errors import ConfigError, CoprocError, LeaseExpired, PushRejected, ServerError, Timeout, Unreachable
 from coproc.layout import Flat
 from coproc.near import Receipt
 from coproc.spec import ModelSpec
 from coproc.v1 import coproc_pb2 as pb
-from coproc.wire import ERRORS, Filling, chunks
+from coproc.wire import ERRORS, Filling, led, parts, plain_parts
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-# A server that restarts is back within seconds; ask again this often meanwhile.
-_AGAIN_S = 0.1
+# A server that restarts is back within a second; ask again this often meanwhile.
+_AGAIN_S = 0.05
+
+# The bytes themselves take time too, on top of what the server may wait.
+_BYTES_S = 30.0
 
 
-def pull(stub: Any, peer: str, request: pb.PullRequest, size: int, timeout_s: float) -> tuple[int, Flat]:
-    """One whole version as (version, (P,)), received into new memory."""
-    out = np.empty(size, np.float32)
-    filling = Filling(out, "the model")
+def pull(stub: Any, peer: str, request: pb.PullRequest, out: Flat, timeout_s: float) -> int:
+    """One whole version into `out` (P,); its number."""
     with ERRORS.translated(peer):
-        # The server keeps to the time; a little more for the bytes themselves.
-        answers = stub.Pull(request, timeout=timeout_s + 30)
-        version = next(answers).header.version
-        for answer in answers:
-            filling.add(answer.chunk)
+        return _receive(stub.Pull(request, timeout=timeout_s + _BYTES_S), out)
+
+
+def _receive(answers: Iterator[Any], out: Flat) -> int:
+    filling = Filling(out, "the model")
+    first = next(answers)
+    for part in parts(itertools.chain([first], answers)):
+        filling.add(part.data)
     filling.finish()
-    out.flags.writeable = False
-    return version, out
+    return int(first.header.version)
+
+
+def _receive_coded(answers: Iterator[Any], replica: Replica) -> int:
+    """Bring a replica to one whole version; its number. If it fails on the way, the next pull has it all anew."""
+    first = next(answers)
+    known = replica.receiving(first.replica, replica.number)
+    filling = Filling(replica.values, "the model")
+    for part in parts(itertools.chain([first], answers)):
+        if not part.coded:
+            filling.add(part.data)
+        elif known:
+            filling.add_difference(part.data, replica.compression)
+        else:
+            raise ServerError("the server sends differences to parameters that this worker does not have")
+    filling.finish()
+    replica.complete()
+    return int(first.header.version)
 
 
 class FarWorker:
     """One attempt of a worker on another host. Same methods and guarantees as `NearWorker`; copies travel.
 
     A call that finds no server, or a lease that ended with the server before, joins again and repeats itself: the
-    step makes that safe.
+    step makes that safe. Only where the model has lost its memory and was restored, all calls raise LeaseExpired.
     """
 
-    def __init__(self, spec: ModelSpec, stub: Any, peer: str, worker: int, slots: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        stub: Any,
+        peer: str,
+        worker: int,
+        slots: int,
+        timeout_s: float,
+        compression: Compression | None = None,
+    ) -> None:
         self.spec = spec
         self.worker = worker
         self.next_step = 0
@@ -55,8 +92,17 @@ class FarWorker:
         self._peer = peer
         self._slots = slots
         self._buffer: Flat | None = None
+        # Of its own and kept: to get new memory for each pull takes as long as a third of the stream.
+        self._pulled: Flat | None = None
+        self.compression = compression
+        size = spec.layout.size
+        self._residual = None if compression is None else Residual(compression, size)
+        self._replica = None if compression is None else Replica(compression, size)
         self._closed = threading.Event()
         self._lease = ""
+        self._epoch = -1
+        self._went_back = False
+        """The model was restored since this attempt joined: its step is not this attempt's any more."""
         self._again(self._join, time.monotonic() + timeout_s)
         self._heart = threading.Thread(target=self._beat, name=f"lease of worker {worker}", daemon=True)
         self._heart.start()
@@ -69,9 +115,16 @@ class FarWorker:
             slots_count=self._slots,
             identity=self.spec.identity,
         )
+        if self._replica is not None:
+            request.compression_json = json.dumps(self._replica.compression.to_config())
         with ERRORS.translated(self._peer):
             answer = self._stub.Join(request, timeout=30)
+        self._went_back = self._epoch not in (-1, answer.header.epoch)
+        self._epoch = answer.header.epoch
         self._lease = answer.lease_id
+        if self._replica is not None:
+            # Each lease numbers anew: a number of the last one may come to stand for other parameters.
+            self._replica.number = 0
         self._ttl_s = answer.lease_ttl_ms / 1000
         self.next_step = max(self.next_step, answer.next_step)
 
@@ -93,6 +146,8 @@ class FarWorker:
                 if not joined:
                     self._join()
                     joined = True
+                if self._went_back:
+                    break
                 return call()
             except LeaseExpired:
                 if time.monotonic() >= deadline:
@@ -102,20 +157,52 @@ class FarWorker:
                 if time.monotonic() + _AGAIN_S >= deadline:
                     raise
                 self._closed.wait(_AGAIN_S)
+        raise LeaseExpired(
+            f"model {self.spec.name!r} lost its memory and was restored from a checkpoint: worker {self.worker} joins "
+            "again and continues at its next_step"
+        )
 
     def pull(self, min_version: int, timeout_s: float, copy: bool = False) -> tuple[int, Flat]:
-        """The newest version that this worker may read; always a copy."""
-        deadline = time.monotonic() + timeout_s
+        """The newest version that this worker may read; always a copy, valid until the next pull.
 
-        def call() -> tuple[int, Flat]:
-            left_s = max(0.001, deadline - time.monotonic())
-            request = pb.PullRequest(
-                name=self.spec.name, lease_id=self._lease, min_version=min_version, timeout_ms=int(left_s * 1000)
-            )
-            return pull(self._stub, self._peer, request, self.spec.layout.size, left_s)
+        With a compression it differs from the server's by what is still to be sent; the first pull of a lease is exact.
+        """
+        return self._read(None, min_version, time.monotonic() + timeout_s)
 
-        self.read_version, flat = self._again(call, deadline)
-        return self.read_version, flat
+    def _read(self, coming: Iterator[Any] | None, min_version: int, deadline: float) -> tuple[int, Flat]:
+        """What `coming`, the answers to a call that was made, bring; asks if there are none, or if they break off."""
+        replica = self._replica
+        if self._pulled is None:
+            self._pulled = np.empty(self.spec.layout.size, np.float32) if replica is None else replica.values
+        out = self._pulled
+
+        def call() -> int:
+            nonlocal coming
+            with ERRORS.translated(self._peer):
+                answers = self._ask(min_version, deadline) if coming is None else coming
+                coming = None
+                return _receive(answers, out) if replica is None else _receive_coded(answers, replica)
+
+        self.read_version = self._again(call, deadline)
+        view = out.view()
+        view.flags.writeable = False
+        return self.read_version, view
+
+    def _ask(self, min_version: int, deadline: float) -> Iterator[Any]:
+        left_s = max(0.001, deadline - time.monotonic())
+        request = pb.PullRequest(
+            name=self.spec.name,
+            lease_id=self._lease,
+            min_version=min_version,
+            timeout_ms=int(left_s * 1000),
+            replica=self._held,
+        )
+        answers: Iterator[Any] = self._stub.Pull(request, timeout=left_s + _BYTES_S)
+        return answers
+
+    @property
+    def _held(self) -> int:
+        return 0 if self._replica is None else self._replica.number
 
     def slot(self, timeout_s: float) -> Flat:
         """A buffer of this process, (P,) float32; sent by `commit`."""
@@ -124,38 +211,101 @@ class FarWorker:
         return self._buffer
 
     def commit(
-        self, step: int, examples: int, loss: float, timeout_s: float = 30.0, *, finite: bool = False
+        self,
+        step: int,
+        examples: int,
+        loss: float,
+        timeout_s: float = 30.0,
+        *,
+        finite: bool = False,
+        flush: bool = False,
     ) -> Receipt:
         """Send the buffer as the gradient of `step`; returns when it is committed whole in the tier's memory.
 
         Whether it is finite is looked at by the server, whatever `finite` says.
+
+        Args:
+            flush: send it without compression, together with all that was left out so far.
+        """
+        return self._commit(step, examples, loss, time.monotonic() + timeout_s, flush, self._push)
+
+    def push_pull(
+        self,
+        step: int,
+        examples: int,
+        loss: float,
+        min_version: int,
+        timeout_s: float,
+        *,
+        flush: bool = False,
+    ) -> tuple[Receipt, int, Flat]:
+        """As `commit`, then as `pull`, in one call; one more if it breaks off. `timeout_s` is for both.
+
+        What fails once the receipt is here fails as `pull`: the step is committed, and `next_step` is beyond it.
         """
         deadline = time.monotonic() + timeout_s
+        coming: Iterator[Any] = iter(())
+
+        def push(begin: pb.PushBegin, parts: Iterable[Part], timeout_s: float) -> pb.PushResponse:
+            nonlocal coming
+            both = pb.PushPullBegin(push=begin, min_version=min_version, replica=self._held)
+            requests = led(pb.PushPullRequest(begin=both), parts)
+            with ERRORS.translated(self._peer):
+                coming = self._stub.PushPull(requests, timeout=timeout_s + _BYTES_S)
+                receipt: pb.PushResponse = next(coming).receipt
+                return receipt
+
+        receipt = self._commit(step, examples, loss, deadline, flush, push)
+        return receipt, *self._read(coming, min_version, deadline)
+
+    def _commit(
+        self,
+        step: int,
+        examples: int,
+        loss: float,
+        deadline: float,
+        flush: bool,
+        push: Callable[[pb.PushBegin, Iterable[Part], float], pb.PushResponse],
+    ) -> Receipt:
+        residual = self._residual
+        if residual is not None:
+            residual.begin(step)
 
         def call() -> pb.PushResponse:
-            def requests() -> Iterator[pb.PushRequest]:
-                begin = pb.PushBegin(
-                    name=self.spec.name,
-                    lease_id=self._lease,
-                    step=step,
-                    examples=examples,
-                    loss=loss,
-                    timeout_ms=max(1, int((deadline - time.monotonic()) * 1000)),
-                )
-                yield pb.PushRequest(begin=begin)
-                if examples:
-                    for chunk in chunks(self.slot(0)):
-                        yield pb.PushRequest(chunk=chunk)
-
-            with ERRORS.translated(self._peer):
-                answer: pb.PushResponse = self._stub.Push(
-                    requests(), timeout=max(0.001, deadline - time.monotonic()) + 30
-                )
-                return answer
+            begin = pb.PushBegin(
+                name=self.spec.name,
+                lease_id=self._lease,
+                step=step,
+                examples=examples,
+                loss=loss,
+                timeout_ms=max(1, int((deadline - time.monotonic()) * 1000)),
+            )
+            left_s = max(0.001, deadline - time.monotonic()) + _BYTES_S
+            if residual is None or not examples:
+                return push(begin, plain_parts(self.slot(0)) if examples else (), left_s)
+            sending = Sending(residual, self.slot(0), flush)
+            try:
+                return push(begin, sending, left_s)
+            except (PushRejected, ConfigError):
+                raise
+            except CoprocError:
+                if sending.handed_over:
+                    residual.doubt(step, self._lease)
+                raise
+            finally:
+                sending.end()
 
         answer = self._again(call, deadline)
+        if residual is not None and examples:
+            residual.answered(step, answer.duplicate, answer.own, self._lease)
         self.next_step = answer.next_step
-        return Receipt(step, answer.duplicate, self.read_version)
+        return Receipt(step, answer.duplicate, self.read_version, answer.skipped)
+
+    def _push(self, begin: pb.PushBegin, parts: Iterable[Part], timeout_s: float) -> pb.PushResponse:
+        requests = itertools.chain([pb.PushRequest(begin=begin)], parts)
+        with ERRORS.translated(self._peer):
+            answer: pb.PushResponse = self._stub.Push(requests, timeout=timeout_s)
+            return answer
 
     def skip(self, step: int, timeout_s: float) -> Receipt:
         """Commit `step` without a gradient."""

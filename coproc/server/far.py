@@ -6,12 +6,18 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from coproc.errors import CoprocError, LeaseExpired, Timeout
+from coproc.compression import Compression, Replica
+from coproc.compression.feedback import Part
+from coproc.errors import ConfigError, CoprocError, LeaseExpired, Timeout
 from coproc.near import NearWorker
+from coproc.spec import ModelSpec
+from coproc.v1 import coproc_pb2 as pb
+from coproc.wire import Filling, plain_parts
+from storage_tier.budget import Budget
 
 # A far client calls or renews at least this often, or it is taken for dead.
 LEASE_TTL_S = 15.0
@@ -21,32 +27,106 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Session:
+class FarSession:
+    """What a lease stands for. Its methods are for whoever has it in `FarSessions.use`."""
+
     model: str
     """Identity of the model."""
     worker: NearWorker
     give_back: Callable[[], None]
+    replica: Replica | None
+    """What its client has of the parameters, and the compression; None if it has joined without one."""
     used_at: float
+    committed_step: int = -1
+    """The last step of which this lease's gradient was the first."""
     busy: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def compression(self) -> Compression:
+        """Of this lease.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        if self.replica is None:
+            raise ConfigError("a coded chunk was sent under a lease that was joined without a compression")
+        return self.replica.compression
+
+    def push(self, begin: pb.PushBegin, parts: Iterable[Part]) -> pb.PushResponse:
+        """Commit a gradient that comes in parts, once it is whole; a step without one if `begin` has no examples.
+
+        The answer has no header yet.
+        """
+        worker, timeout_s = self.worker, begin.timeout_ms / 1000
+        if begin.examples:
+            filling = Filling(worker.slot(timeout_s), f"a gradient of model {begin.name!r}")
+            for part in parts:
+                if part.coded:
+                    filling.add_coded(part.data, self.compression)
+                else:
+                    filling.add(part.data)
+            filling.finish()
+            receipt = worker.commit(begin.step, begin.examples, begin.loss, finite=filling.finite)
+        else:
+            receipt = worker.skip(begin.step, timeout_s)
+        if not receipt.duplicate:
+            self.committed_step = receipt.step
+        return pb.PushResponse(
+            step=receipt.step,
+            duplicate=receipt.duplicate,
+            next_step=worker.next_step,
+            version_read=receipt.version_read,
+            skipped=receipt.skipped,
+            own=receipt.duplicate and receipt.step == self.committed_step,
+        )
+
+    def pull(self, min_version: int, timeout_s: float, held: int) -> tuple[int, int, Iterator[Part]]:
+        """The newest version that the worker may read: (version, number of the replica it makes or 0, its parts).
+
+        The version is pinned, and the parts are of it, until the next push or pull.
+
+        Args:
+            held: the number of the replica that the client has.
+        """
+        version, flat = self.worker.pull(min_version, timeout_s)
+        if self.replica is None:
+            return version, 0, plain_parts(flat)
+        return version, *self.replica.sending(flat, held)
 
 
 class FarSessions:
     """Leases of far workers. Thread-safe; one call at a time a lease."""
 
-    def __init__(self) -> None:
-        self._sessions: dict[str, _Session] = {}
+    def __init__(self, budget: Budget) -> None:
+        """Replicas are charged to the budget."""
+        self._budget = budget
+        self._sessions: dict[str, FarSession] = {}
         self._lock = threading.Lock()
 
-    def open(self, model: str, worker: NearWorker, give_back: Callable[[], None]) -> str:
-        """A lease on a seat that this server holds; `give_back` is called once when it ends."""
+    def open(self, worker: NearWorker, give_back: Callable[[], None], compression: Compression | None = None) -> str:
+        """A lease on a seat that this server holds; `give_back` is called once when it ends, and if this raises.
+
+        Raises:
+            storage_tier.errors.OutOfMemory: the budget has no room for the replica that a compression needs.
+        """
         lease_id = secrets.token_hex(16)
+        spec = worker.model.spec
+        replica = None
+        if compression is not None:
+            replica = Replica(compression, spec.layout.size)
+            try:
+                self._budget.charge(_charge(spec, lease_id), spec.layout.size * 4)
+            except BaseException:
+                worker.close()
+                give_back()
+                raise
         with self._lock:
-            self._sessions[lease_id] = _Session(model, worker, give_back, time.monotonic())
+            self._sessions[lease_id] = FarSession(spec.identity, worker, give_back, replica, time.monotonic())
         return lease_id
 
     @contextmanager
-    def use(self, lease_id: str, timeout_s: float) -> Iterator[NearWorker]:
-        """The seat of a lease, for one call.
+    def use(self, lease_id: str, timeout_s: float) -> Iterator[FarSession]:
+        """A lease, for one call.
 
         Raises:
             LeaseExpired: unknown: closed, silent for too long, or of a server before this one.
@@ -60,7 +140,7 @@ class FarSessions:
             raise Timeout(f"another call of this lease went on for {timeout_s:g} s; a worker makes one at a time")
         try:
             session.used_at = time.monotonic()
-            yield session.worker
+            yield session
         finally:
             session.used_at = time.monotonic()
             session.busy.release()
@@ -87,6 +167,7 @@ class FarSessions:
             session.worker.close()
             session.busy.release()
         # Else the call at work goes on with its seat closed, and says so at its end.
+        self._budget.release(_charge(session.worker.model.spec, lease_id))
         try:
             session.give_back()
         except CoprocError as error:
@@ -107,10 +188,15 @@ class FarSessions:
             ]
         )
 
-    def _copy(self) -> list[tuple[str, _Session]]:
+    def _copy(self) -> list[tuple[str, FarSession]]:
         with self._lock:
             return list(self._sessions.items())
 
     def _end(self, lease_ids: list[str]) -> None:
         for lease_id in lease_ids:
             self.close(lease_id)
+
+
+def _charge(spec: ModelSpec, lease_id: str) -> str:
+    """The key of a replica in the budget: below the model's directory, so that it is told as memory of the model."""
+    return f"{spec.home}/replicas/{lease_id}"
