@@ -130,7 +130,7 @@ def _sweep(
     def call() -> None:
         nonlocal step
         step += 1
-        constants = (optimizer.constants(step, optimizer.learning_rate),)
+        constants = (optimizer.constants(step, optimizer.base_rate),)
         optim.apply(sweep, ((gradient,),), weights, constants, front, back, scratch, streamed)
 
     return call

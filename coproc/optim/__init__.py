@@ -9,6 +9,12 @@
     coproc.optim.Adadelta(learning_rate=1.0, rho=0.9)
     coproc.optim.FTRL(learning_rate=0.1, l1=1.0, l2=0.1)
     coproc.optim.Lion(learning_rate=1e-4, weight_decay=0.1)
+    coproc.optim.Average(combine="mean")    workers push parameters
+    coproc.optim.LARS(learning_rate=1.0, momentum=0.9, weight_decay=1e-4)
+    coproc.optim.LAMB(learning_rate=1e-3, weight_decay=0.01)
+
+Around any of them: ``clip_value=1.0``, ``clip_norm=1.0`` (not the last two), ``weight_decay=1e-4``,
+``staleness="inverse"``, and a course of `coproc.schedules` for a learning rate.
 
 An optimizer more is one file more in this folder; see `coproc.optim.base`.
 """
@@ -19,7 +25,8 @@ from coproc.optim.adadelta import Adadelta
 from coproc.optim.adagrad import Adagrad
 from coproc.optim.adam import Adam
 from coproc.optim.adamw import AdamW
-from coproc.optim.base import Optimizer, Row, from_config, registered
+from coproc.optim.average import Average
+from coproc.optim.base import LINE_FLOATS, Layerwise, Optimizer, Row, from_config, registered
 from coproc.optim.compiled import (
     ASYNCHRONOUS_COUNTS,
     GRADIENTS_AT_ONCE,
@@ -33,6 +40,8 @@ from coproc.optim.compiled import (
     warm,
 )
 from coproc.optim.ftrl import FTRL
+from coproc.optim.lamb import LAMB
+from coproc.optim.lars import LARS
 from coproc.optim.lion import Lion
 from coproc.optim.momentum import Momentum
 from coproc.optim.rmsprop import RMSprop
@@ -42,6 +51,9 @@ __all__ = [
     "ASYNCHRONOUS_COUNTS",
     "FTRL",
     "GRADIENTS_AT_ONCE",
+    "LAMB",
+    "LARS",
+    "LINE_FLOATS",
     "SCRATCH_FLOATS",
     "SGD",
     "STREAM_FROM",
@@ -49,6 +61,8 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Average",
+    "Layerwise",
     "Lion",
     "Momentum",
     "Optimizer",

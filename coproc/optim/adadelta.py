@@ -21,11 +21,12 @@ from coproc.optim.base import (
     Row,
     as_constants,
     get,
+    gradient,
     lines,
     put,
     sweep,
-    weighted_sum,
 )
+from coproc.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Adadelta(Optimizer):
     state_rows: ClassVar[tuple[str, ...]] = ("mean_square", "mean_square_step")
 
     # PyTorch's defaults.
-    learning_rate: float = 1.0
+    learning_rate: float | Schedule = 1.0
     rho: float = 0.9
     """Decay of both means of squares."""
     epsilon: float = 1e-6
@@ -67,7 +68,7 @@ def sweep_adadelta(
         p, v, u = get(params, line, how), get(squares, line, how), get(steps, line, how)
         for k in range(len(gradients)):
             rate, rho, rest, epsilon = constants[k]
-            g = weighted_sum(gradients[k], weights[k], line, how)
+            g = gradient(gradients[k], weights[k], p, line, how)
             v = rho * v + rest * (g * g)
             d = np.sqrt((u + epsilon) / (v + epsilon)) * g
             u = rho * u + rest * (d * d)

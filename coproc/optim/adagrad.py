@@ -20,11 +20,12 @@ from coproc.optim.base import (
     Row,
     as_constants,
     get,
+    gradient,
     lines,
     put,
     sweep,
-    weighted_sum,
 )
+from coproc.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Adagrad(Optimizer):
     state_rows: ClassVar[tuple[str, ...]] = ("sum_of_squares",)
 
     # PyTorch's defaults.
-    learning_rate: float = 1e-2
+    learning_rate: float | Schedule = 1e-2
     initial_accumulator_value: float = 0.0
     """As if each parameter had had gradients with this sum of squares: the first steps are smaller."""
     epsilon: float = 1e-10
@@ -66,7 +67,7 @@ def sweep_adagrad(
         p, v = get(params, line, how), get(squares, line, how)
         for k in range(len(gradients)):
             rate, initial, epsilon = constants[k]
-            g = weighted_sum(gradients[k], weights[k], line, how)
+            g = gradient(gradients[k], weights[k], p, line, how)
             v = v + g * g
             p = p - rate * g / (np.sqrt(v + initial) + epsilon)
         put(next_params, line, p, how)

@@ -24,11 +24,12 @@ from coproc.optim.base import (
     Row,
     as_constants,
     get,
+    gradient,
     lines,
     put,
     sweep,
-    weighted_sum,
 )
+from coproc.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Adam(Optimizer):
     state_rows: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
 
     # The paper's defaults.
-    learning_rate: float = 1e-3
+    learning_rate: float | Schedule = 1e-3
     beta1: float = 0.9
     """Decay of the mean of gradients."""
     beta2: float = 0.999
@@ -79,7 +80,7 @@ def sweep_adam(
         p, m, v = get(params, line, how), get(first, line, how), get(second, line, how)
         for k in range(len(gradients)):
             beta1, rest1, beta2, rest2, epsilon, rate, root = constants[k]
-            g = weighted_sum(gradients[k], weights[k], line, how)
+            g = gradient(gradients[k], weights[k], p, line, how)
             m = beta1 * m + rest1 * g
             v = beta2 * v + rest2 * (g * g)
             p = p - rate * m / (np.sqrt(v) * root + epsilon)

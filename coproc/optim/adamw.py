@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,11 +24,12 @@ from coproc.optim.base import (
     Row,
     as_constants,
     get,
+    gradient,
     lines,
     put,
     sweep,
-    weighted_sum,
 )
+from coproc.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,18 @@ class AdamW(Optimizer):
     """Adam with a weight decay that the size of the gradients does not change."""
 
     name: ClassVar[str] = "adamw"
+    decouples_decay: ClassVar[bool] = True
     state_rows: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
 
     # Adam's defaults; PyTorch's weight decay.
-    learning_rate: float = 1e-3
+    learning_rate: float | Schedule = 1e-3
     beta1: float = 0.9
     """Decay of the mean of gradients."""
     beta2: float = 0.999
     """Decay of the mean of squared gradients."""
     epsilon: float = 1e-8
     """Keeps the step finite where gradients are 0."""
-    weight_decay: float = 1e-2
+    weight_decay: float = field(default=1e-2, kw_only=True)
     """Share of each parameter, times the learning rate, that a step takes away."""
 
     def __post_init__(self) -> None:
@@ -54,7 +56,6 @@ class AdamW(Optimizer):
         self._number("beta1", least=0.0, below=1.0)
         self._number("beta2", least=0.0, below=1.0)
         self._number("epsilon", least=0.0, more_than=True)
-        self._number("weight_decay", least=0.0)
 
     def constants(self, step: int, learning_rate: float) -> Constants:
         keep = 1.0 - learning_rate * self.weight_decay
@@ -83,7 +84,7 @@ def sweep_adamw(
         p, m, v = get(params, line, how), get(first, line, how), get(second, line, how)
         for k in range(len(gradients)):
             beta1, rest1, beta2, rest2, epsilon, keep, rate, root = constants[k]
-            g = weighted_sum(gradients[k], weights[k], line, how)
+            g = gradient(gradients[k], weights[k], p, line, how)
             m = beta1 * m + rest1 * g
             v = beta2 * v + rest2 * (g * g)
             p = keep * p - rate * m / (np.sqrt(v) * root + epsilon)

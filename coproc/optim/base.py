@@ -9,14 +9,15 @@ An optimizer is one file of this folder with one frozen dataclass and one functi
             p = get(params, line, how)
             for k in range(len(gradients)):
                 (rate,) = constants[k]
-                p = p - rate * weighted_sum(gradients[k], weights[k], line, how)
+                p = p - rate * gradient(gradients[k], weights[k], p, line, how)
             put(next_params, line, p, how)
 
 It reads the front (parameters, then the state rows), writes the back, and never anything else:
 
     gradients   tuple over updates of tuple over members of float32 (n,): ((g0, g1),) is one round of two
                 members, ((g0,), (g1,)) are two updates, one after the other
-    weights     the same nesting of float32: a member's share of its round
+    weights     tuple over updates of what `Optimizer.weights` gives: the members' shares of their round, and what
+                becomes of their sum
     constants   tuple over updates of what `Optimizer.constants` gives
     front       (params, *state), float32 (n,) each
     back        the same, other buffers; or the front itself: then the sweep is in place
@@ -35,28 +36,34 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import math
 import numbers
 import pkgutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coproc import schedules
 from coproc.errors import ConfigError
+from coproc.schedules import Schedule
 
 Row = NDArray[np.float32]
 """float32 (n,), C-contiguous."""
 Constants = tuple[np.float32, ...]
+Weights = Any
+"""(share, ...) of the members of an update; or ((share, ...), limit, decay): their sum is clipped to -limit ... limit,
+then decay * parameters are added."""
 
 LINE_FLOATS = 16
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # Files of this folder that hold no optimizer.
-_OTHER_FILES = {"base", "compiled"}
+_OTHER_FILES = {"base", "compiled", "norms"}
 
 
 # ---- the words of a sweep; `compiled` gives them their meaning in compiled code
@@ -91,6 +98,32 @@ def clip(value: Row, limit: np.float32) -> Row:
     return np.where(value > limit, limit, value)
 
 
+def gradient(rows: tuple[Row, ...], weights: Weights, params: Row, line: int, how: int | None) -> Row:
+    """The gradient of an update, a line of it, at the line `params` of parameters: summed, clipped, with its decay."""
+    shares, shape = split(weights)
+    total = weighted_sum(rows, shares, line, how)
+    if shape is None:
+        return total
+    limit, decay = shape
+    return clip(total, limit) + decay * params
+
+
+def split(weights: Weights) -> tuple[Constants, tuple[np.float32, np.float32] | None]:
+    """The shares of the members, and (limit, decay) where there are such."""
+    if isinstance(weights[0], tuple):
+        shares, limit, decay = weights
+        return shares, (limit, decay)
+    return weights, None
+
+
+def collect(sums: NDArray[np.float64], row: int, value: Row) -> None:
+    """Add the squares of a line's lanes to those of a row of `sums` (rows, 16): a word of functions that measure.
+
+    In float64, so that where a range is cut changes no more than the last bit of a sum.
+    """
+    sums[row, : value.size] += value.astype(np.float64) ** 2
+
+
 Kernel = TypeVar("Kernel", bound=Callable[..., None])
 _sweeps: dict[str, Callable[..., None]] = {}
 """Name of a module -> its sweep."""
@@ -104,10 +137,22 @@ def sweep(function: Kernel) -> Kernel:
     return function
 
 
+_measures: dict[str, Callable[..., None]] = {}
+
+
+def measure(function: Kernel) -> Kernel:
+    """Mark what measures for the `Layerwise` optimizer in the same module: as a sweep that collects and puts nothing.
+
+    Called as ``(gradients, weights, constants, front, sums, None)`` with one update, of one tensor or a part of it.
+    """
+    _measures[function.__module__] = function
+    return function
+
+
 # ---- optimizers
 
 
-@dataclass(frozen=True, kw_only=False)
+@dataclass(frozen=True)
 class Optimizer(ABC):
     """An update rule with its settings: a value, compared and sent by its settings. Holds no state."""
 
@@ -116,11 +161,76 @@ class Optimizer(ABC):
     counts_updates: ClassVar[bool] = True
     """Whether `constants` depends on the number of the update. Where not, they are computed once."""
 
-    learning_rate: float
-    """Step size; 0 or more. A schedule changes it while the model lives."""
+    # Their sweeps have a decay of their own, beside the gradient.
+    decouples_decay: ClassVar[bool] = False
+
+    learning_rate: float | Schedule
+    """Step size, 0 or more; or its course (`coproc.schedules`)."""
+
+    weight_decay: float = field(default=0.0, kw_only=True)
+    """Times the parameters, it is added to the gradient: a penalty on the square of their norm."""
+    clip_value: float | None = field(default=None, kw_only=True)
+    """Each element of a gradient is brought into -clip_value ... clip_value."""
+    clip_norm: float | None = field(default=None, kw_only=True)
+    """A gradient whose Euclidean norm, over all of the model, is larger is scaled down to this norm (Pascanu et al.,
+    "On the difficulty of training recurrent neural networks", 2013)."""
+    staleness: Literal["ignore", "inverse"] = field(default="ignore", kw_only=True)
+    """"inverse": the rate of an update is divided by how many versions old the parameters of its gradient were (Zhang
+    et al., "Staleness-aware async-SGD", 2016). Of a round, by the mean of its members."""
 
     def __post_init__(self) -> None:
-        self._number("learning_rate", least=0.0)
+        if not isinstance(self.learning_rate, Schedule):
+            self._number("learning_rate", least=0.0)
+        self._number("weight_decay", least=0.0)
+        for name in ("clip_value", "clip_norm"):
+            if getattr(self, name) is not None:
+                self._number(name, least=0.0, more_than=True)
+        if self.staleness not in ("ignore", "inverse"):
+            raise ConfigError(
+                f'staleness of {type(self).__name__} must be "ignore" or "inverse", not {self.staleness!r}'
+            )
+
+    @property
+    def base_rate(self) -> float:
+        """The learning rate at creation, without its course."""
+        rate = self.learning_rate
+        return rate.base if isinstance(rate, Schedule) else rate
+
+    def rate_at(self, update: int, base_rate: float) -> float:
+        """The learning rate of update 1, 2, 3, ... where `base_rate` is in force."""
+        rate = self.learning_rate
+        return base_rate * rate.factor(update) if isinstance(rate, Schedule) else base_rate
+
+    @property
+    def varies(self) -> bool:
+        """Whether constants differ from update to update at the same base rate."""
+        return self.counts_updates or isinstance(self.learning_rate, Schedule)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether an update needs nothing but its constants and its members' shares."""
+        decays = self.weight_decay != 0 and not self.decouples_decay
+        return not decays and self.clip_value is None and self.clip_norm is None and self.staleness == "ignore"
+
+    def combined(self, shares: Sequence[float], losses: Sequence[float]) -> Sequence[float]:
+        """The shares of an update's members by their examples, and what each told of its loss (NaN: nothing) -> shares.
+
+        As they are; another rule of combining is an optimizer that overrides this.
+        """
+        return shares
+
+    def weights(self, shares: Sequence[float | np.float32], scale: float = 1.0) -> Weights:
+        """What the sweep needs of one update's members besides their gradients.
+
+        Args:
+            shares: each member's share of the update; they add up to 1.
+            scale: what clipping by the norm multiplies the gradient by.
+        """
+        rounded = tuple([np.float32(share * scale) for share in shares])
+        decay = 0.0 if self.decouples_decay else self.weight_decay
+        if decay == 0 and self.clip_value is None:
+            return rounded
+        return rounded, np.float32(math.inf if self.clip_value is None else self.clip_value), np.float32(decay)
 
     @property
     def state_rows(self) -> tuple[str, ...]:
@@ -133,12 +243,14 @@ class Optimizer(ABC):
 
         Args:
             step: 1 for the first update of the model, 2 for the second: bias corrections count with it.
-            learning_rate: the one in force now, not the one at creation.
+            learning_rate: of this update, not the one at creation.
         """
 
     def with_learning_rate(self, learning_rate: float) -> Self:
-        """The same optimizer with another learning rate."""
-        return dataclasses.replace(self, learning_rate=learning_rate)
+        """The same optimizer with another learning rate; a schedule keeps its course."""
+        rate = self.learning_rate
+        again = rate.with_learning_rate(learning_rate) if isinstance(rate, Schedule) else learning_rate
+        return dataclasses.replace(self, learning_rate=again)
 
     def kernel(self) -> Callable[..., None]:
         """The sweep of this optimizer, not compiled."""
@@ -148,26 +260,62 @@ class Optimizer(ABC):
         return _sweeps[module]
 
     def to_config(self) -> dict[str, Any]:
-        """Its name and settings, as JSON values."""
-        return {"name": self.name, **dataclasses.asdict(self)}
+        """Its name and settings, as JSON values. What is common to all optimizers only where it is set."""
+        common = {entry.name: entry.default for entry in dataclasses.fields(Optimizer) if entry.kw_only}
+        config: dict[str, Any] = {"name": self.name}
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            if not (entry.default == common.get(entry.name, dataclasses.MISSING) == value):
+                config[entry.name] = value.to_config() if isinstance(value, Schedule) else value
+        return config
 
-    def _number(self, field: str, *, least: float, below: float | None = None, more_than: bool = False) -> None:
+    def _number(self, name: str, *, least: float, below: float | None = None, more_than: bool = False) -> None:
         """Check a setting and make it a float: finite, at least (or more than) `least`, less than `below`."""
-        value: Any = getattr(self, field)
+        value: Any = getattr(self, name)
         wanted = f"a number {'greater than' if more_than else 'of at least'} {least:g}"
         wanted += f" and less than {below:g}" if below is not None else " that float32 can hold"
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise ConfigError(f"{field} of {type(self).__name__} must be {wanted}, not {value!r}")
+            raise ConfigError(f"{name} of {type(self).__name__} must be {wanted}, not {value!r}")
         value = float(value)
         low_enough = value < below if below is not None else value <= _FLOAT32_MAX
         if not low_enough or not (value > least if more_than else value >= least):
-            raise ConfigError(f"{field} of {type(self).__name__} must be {wanted}, not {value!r}")
-        object.__setattr__(self, field, value)
+            raise ConfigError(f"{name} of {type(self).__name__} must be {wanted}, not {value!r}")
+        object.__setattr__(self, name, value)
 
-    def _flag(self, field: str) -> None:
-        value = getattr(self, field)
+    def _flag(self, name: str) -> None:
+        value = getattr(self, name)
         if not isinstance(value, bool):
-            raise ConfigError(f"{field} of {type(self).__name__} must be True or False, not {value!r}")
+            raise ConfigError(f"{name} of {type(self).__name__} must be True or False, not {value!r}")
+
+
+class Layerwise(Optimizer):
+    """Base of those whose step in a tensor depends on two norms over all of that tensor, wherever its parts lie."""
+
+    @abstractmethod
+    def layer_constants(self, step: int, learning_rate: float, norms: tuple[float, float], vector: bool) -> Constants:
+        """As `constants`, for one tensor.
+
+        Args:
+            step, learning_rate: as there.
+            norms: square roots of what was collected over the tensor: of the parameters, and of the second row.
+            vector: it has one dimension: a bias, or a scale.
+        """
+
+    def constants(self, step: int, learning_rate: float) -> Constants:
+        """Of a tensor whose norms are equal; for `measure`, which needs those that no norm goes into."""
+        return self.layer_constants(step, learning_rate, (1.0, 1.0), False)
+
+    def measures(self) -> Callable[..., None]:
+        """The function that collects, not compiled."""
+        module = type(self).__module__
+        if module not in _measures:
+            raise TypeError(f"{module} defines {type(self).__name__} but no function marked with @measure")
+        return _measures[module]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clip_norm is not None:
+            raise ConfigError(f"{type(self).__name__} goes by norms of layers already: clip_norm is for the others")
 
 
 def as_constants(*values: float) -> Constants:
@@ -214,6 +362,8 @@ def from_config(config: Mapping[str, Any]) -> Optimizer:
     if unknown:
         known = ", ".join(field.name for field in fields)
         raise ConfigError(f"optimizer {name} has no setting {', '.join(unknown)}; it has {known}")
+    if isinstance(settings.get("learning_rate"), Mapping):
+        settings["learning_rate"] = schedules.from_config(settings["learning_rate"])
     missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in settings]
     if missing:
         raise ConfigError(f"optimizer {name} needs {', '.join(missing)}, which its description lacks")

@@ -8,7 +8,7 @@ about 0.2 s each, and kept (see `coproc.jit`). `warm` does that ahead, so that i
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from coproc import jit
 from coproc.optim import base
-from coproc.optim.base import Constants, Optimizer, Row
+from coproc.optim.base import Constants, Optimizer, Row, Weights
 
 STREAM_FROM = 1 << 19
 """Floats of a shard from which its sweep stores past the caches.
@@ -36,7 +36,6 @@ SCRATCH_FLOATS = 1 << 18
 
 CompiledSweep = Callable[..., None]
 Gradients = tuple[tuple[Row, ...], ...]
-Weights = tuple[Constants, ...]
 
 _FLOAT32 = np.dtype(np.float32)
 _STREAMED = 1
@@ -49,13 +48,19 @@ def compile_sweep(optimizer: Optimizer) -> CompiledSweep:
     Compiles nothing yet: that happens at the first call with each shape, see `warm`. The function checks
     nothing; `apply` does.
     """
-    return _compiled(optimizer.kernel())
+    return compile_function(optimizer.kernel())
+
+
+def compile_function(function: Callable[..., None]) -> CompiledSweep:
+    """A function in the words of a sweep, compiled; lazily, the same for whoever asks, from any thread."""
+    _teach_numba()
+    return jit.compiled(function, sources)
 
 
 def apply(
     sweep: CompiledSweep,
     gradients: Gradients,
-    weights: Weights,
+    weights: tuple[Weights, ...],
     constants: tuple[Constants, ...],
     front: tuple[Row, ...],
     back: tuple[Row, ...],
@@ -72,7 +77,7 @@ def apply(
     Args:
         gradients: tuple over updates of tuple over members of float32 (n,); at most 8 updates. A round (one
             update) may have any number of members, several updates at most 8 members together.
-        weights: the same nesting of float32, a member's share of its round.
+        weights: `Optimizer.weights` of each update.
         constants: `Optimizer.constants` of each update.
         front: (params, *state) as they are, float32 (n,) each.
         back: as they will be; other memory than the front (or exactly the front: in place, not crash-safe).
@@ -96,7 +101,7 @@ def apply(
     else:
         _large_round(sweep, gradients[0], weights[0], constants, front, back, scratch, streamed)
     if streamed:
-        _compiled(_finish_streaming)()
+        compile_function(_finish_streaming)()
 
 
 def warm(optimizer: Optimizer, counts: Iterable[tuple[int, int]], streamed: bool) -> None:
@@ -109,11 +114,11 @@ def warm(optimizer: Optimizer, counts: Iterable[tuple[int, int]], streamed: bool
     sweep = compile_sweep(optimizer)
     size = base.LINE_FLOATS + 1  # a whole line and a short one: all that a pass can meet
     scratch = aligned_row(4 * base.LINE_FLOATS)
-    constants = optimizer.constants(1, optimizer.learning_rate)
+    constants = optimizer.constants(1, optimizer.base_rate)
     front, back = (tuple([aligned_row(size) for _ in range(1 + len(optimizer.state_rows))]) for _ in ("front", "back"))
     for updates, members in counts:
         gradients = ((aligned_row(size),) * members,) * updates
-        weights = ((np.float32(1),) * members,) * updates
+        weights = (optimizer.weights((1.0,) * members),) * updates
         apply(sweep, gradients, weights, (constants,) * updates, front, back, scratch, streamed)
 
 
@@ -140,7 +145,7 @@ def aligned_row(size: int) -> Row:
 
 def _check(
     gradients: Gradients,
-    weights: Weights,
+    weights: tuple[Weights, ...],
     constants: tuple[Constants, ...],
     front: tuple[Row, ...],
     back: tuple[Row, ...],
@@ -151,10 +156,11 @@ def _check(
     if len(front) != len(back):
         raise ValueError(f"front has {len(front)} rows and back {len(back)}: each must have its counterpart")
     counts = [len(members) for members in gradients]
-    if [len(shares) for shares in weights] != counts or len(constants) != len(counts):
+    shares = [len(base.split(each)[0]) for each in weights]
+    if shares != counts or len(constants) != len(counts):
         raise ValueError(
             f"gradients of {counts} members need as many weights and one set of constants an update, not "
-            f"{[len(shares) for shares in weights]} weights and {len(constants)} sets"
+            f"{shares} weights and {len(constants)} sets"
         )
     if len(counts) > 1 and sum(counts) > GRADIENTS_AT_ONCE:
         raise ValueError(
@@ -179,7 +185,7 @@ def _check(
 def _pass(
     sweep: CompiledSweep,
     gradients: Gradients,
-    weights: Weights,
+    weights: tuple[Weights, ...],
     constants: tuple[Constants, ...],
     front: tuple[Row, ...],
     back: tuple[Row, ...],
@@ -204,14 +210,31 @@ def _cut(rows: tuple[Row, ...], part: slice) -> tuple[Row, ...]:
 def _large_round(
     sweep: CompiledSweep,
     members: tuple[Row, ...],
-    weights: Constants,
+    weights: Weights,
     constants: tuple[Constants, ...],
     front: tuple[Row, ...],
     back: tuple[Row, ...],
     scratch: Row,
     streamed: bool,
 ) -> None:
-    """A round of more than 8, range by range: sums of 8 go through the scratch, still from left to right."""
+    """A round of more than 8, range by range."""
+    shares, shape = base.split(weights)
+    for part, rows, left in few_rows(members, shares, scratch):
+        rest = left if shape is None else (left, *shape)
+        _pass(sweep, (rows,), (rest,), constants, _cut(front, part), _cut(back, part), streamed)
+
+
+def few_rows(
+    members: tuple[Row, ...], shares: Constants, scratch: Row
+) -> Iterator[tuple[slice, tuple[Row, ...], Constants]]:
+    """Ranges of a round of any number of members, each as at most 8 rows with their shares; valid until the next.
+
+    Sums of 8 go through the scratch, float32 of at least 32, still from left to right.
+    """
+    size = members[0].size
+    if len(members) <= GRADIENTS_AT_ONCE:
+        yield slice(0, size), members, shares
+        return
     chunk = scratch.size // 2 // base.LINE_FLOATS * base.LINE_FLOATS
     if scratch.dtype != _FLOAT32 or not scratch.flags.c_contiguous or chunk == 0:
         raise ValueError(
@@ -219,19 +242,18 @@ def _large_round(
             f"{2 * base.LINE_FLOATS}, not {scratch.dtype} of shape {scratch.shape}"
         )
     halves = scratch[:chunk], scratch[chunk : 2 * chunk]
-    add = _compiled(_sum_members)
-    one, size = np.float32(1), front[0].size
+    add = compile_function(_sum_members)
     for start in range(0, size, chunk):
         part = slice(start, min(start + chunk, size))
         length = part.stop - part.start
-        rows, shares = _cut(members, part), weights
+        rows, left = _cut(members, part), shares
         target, other = halves
         while len(rows) > GRADIENTS_AT_ONCE:
-            add(rows[:GRADIENTS_AT_ONCE], shares[:GRADIENTS_AT_ONCE], target[:length])
+            add(rows[:GRADIENTS_AT_ONCE], left[:GRADIENTS_AT_ONCE], target[:length])
             rows = (target[:length], *rows[GRADIENTS_AT_ONCE:])
-            shares = (one, *shares[GRADIENTS_AT_ONCE:])
+            left = (np.float32(1), *left[GRADIENTS_AT_ONCE:])
             target, other = other, target
-        _pass(sweep, (rows,), (shares,), constants, _cut(front, part), _cut(back, part), streamed)
+        yield part, rows, left
 
 
 def sources() -> list[Path]:
@@ -255,12 +277,6 @@ def _finish_streaming() -> None:
 
 def _fence() -> None:
     """Full barrier; streamed stores are ordered by nothing else."""
-
-
-def _compiled(function: Callable[..., None]) -> CompiledSweep:
-    """The function compiled, lazily; the same for whoever asks, from any thread."""
-    _teach_numba()
-    return jit.compiled(function, sources)
 
 
 @functools.cache
@@ -319,6 +335,40 @@ def _teach_numba() -> None:
         if value != compiled.line_type or limit != numba.types.float32:
             return None
         return lambda value, limit: clip_any(value, limit)
+
+    @intrinsic  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
+    def collect_line(_typing: Any, sums: Any, row: Any, value: Any) -> Any:
+        """A row of `sums`, float64 (rows, 16), is loaded, added to, and stored."""
+
+        def emit(context: Any, code: Any, sig: Any, args: tuple[Any, ...]) -> Any:
+            wide = ir.VectorType(ir.DoubleType(), line_floats)
+            first = code.mul(args[1], ir.Constant(args[1].type, line_floats))
+            data = context.make_array(sig.args[0])(context, code, args[0]).data
+            address = code.bitcast(code.gep(data, [first]), wide.as_pointer())
+            lanes = code.fpext(args[2], wide)
+            code.store(code.fadd(code.load(address, align=8), code.fmul(lanes, lanes)), address, align=8)
+            return context.get_dummy_value()
+
+        return numba.types.void(sums, numba.types.intp, compiled.line_type), emit
+
+    collect_any: Any = collect_line
+
+    @overload(base.collect, strict=False)
+    def collect(sums: Any, row: Any, value: Any) -> Callable[..., Any] | None:
+        if sums.dtype != numba.types.float64 or sums.ndim != 2 or sums.layout != "C":
+            return None
+        return lambda sums, row, value: collect_any(sums, row, value)
+
+    @overload(base.gradient, strict=False)
+    def gradient(rows: Any, weights: Any, params: Any, line: Any, how: Any) -> Callable[..., Any]:
+        if isinstance(weights, numba.types.UniTuple):
+            return lambda rows, weights, params, line, how: compiled.weighted_sum_line(rows, weights, line, how)
+
+        def shaped(rows: Any, weights: Any, params: Any, line: Any, how: Any) -> Any:
+            shares, limit, decay = weights
+            return clip_any(compiled.weighted_sum_line(rows, shares, line, how), limit) + decay * params
+
+        return shaped
 
     @overload(_fence, strict=False)
     def fence() -> Callable[..., Any]:

@@ -27,10 +27,10 @@ from coproc.optim.base import (
     as_constants,
     clip,
     get,
+    gradient,
     lines,
     put,
     sweep,
-    weighted_sum,
 )
 
 
@@ -56,7 +56,7 @@ class FTRL(Optimizer):
         self._number("l2", least=0.0)
 
     def constants(self, step: int, learning_rate: float) -> Constants:
-        created = self.learning_rate
+        created = self.base_rate
         return as_constants(learning_rate, self.beta, created * self.l1, created * self.l2)
 
 
@@ -75,7 +75,7 @@ def sweep_ftrl(
         p, n, r = get(params, line, how), get(squares, line, how), get(pull, line, how)
         for k in range(len(gradients)):
             rate, beta, l1, l2 = constants[k]
-            g = weighted_sum(gradients[k], weights[k], line, how)
+            g = gradient(gradients[k], weights[k], p, line, how)
             n = n + g * g
             d = beta + np.sqrt(n)
             x = d * p + r - rate * g

@@ -9,7 +9,7 @@ the weight decay as many times larger.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from coproc.optim.base import (
@@ -19,11 +19,12 @@ from coproc.optim.base import (
     as_constants,
     clip,
     get,
+    gradient,
     lines,
     put,
     sweep,
-    weighted_sum,
 )
+from coproc.schedules import Schedule
 
 # Times this, whatever is not as good as 0 (1e-36) is more than 1.
 _HUGE = 2.0**120
@@ -34,23 +35,23 @@ class Lion(Optimizer):
     """Descent by the sign of a running mean of gradients: half of Adam's state."""
 
     name: ClassVar[str] = "lion"
+    decouples_decay: ClassVar[bool] = True
     counts_updates: ClassVar[bool] = False
     state_rows: ClassVar[tuple[str, ...]] = ("first_moment",)
 
     # The paper's defaults.
-    learning_rate: float = 1e-4
+    learning_rate: float | Schedule = 1e-4
     beta1: float = 0.9
     """Share of the running mean in the direction of a step."""
     beta2: float = 0.99
     """Decay of the running mean."""
-    weight_decay: float = 0.0
+    weight_decay: float = field(default=0.0, kw_only=True)
     """Share of each parameter, times the learning rate, that a step takes away."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._number("beta1", least=0.0, below=1.0)
         self._number("beta2", least=0.0, below=1.0)
-        self._number("weight_decay", least=0.0)
 
     def constants(self, step: int, learning_rate: float) -> Constants:
         keep = 1.0 - learning_rate * self.weight_decay
@@ -72,7 +73,7 @@ def sweep_lion(
         p, m = get(params, line, how), get(first, line, how)
         for k in range(len(gradients)):
             rate, keep, beta1, rest1, beta2, rest2, huge, one = constants[k]
-            g = weighted_sum(gradients[k], weights[k], line, how)
+            g = gradient(gradients[k], weights[k], p, line, how)
             c = beta1 * m + rest1 * g
             # The sign of c. (c - c is 0, but not where c is infinite: such a gradient must not pass for any other.)
             p = keep * p - rate * (clip(huge * c, one) + (c - c))

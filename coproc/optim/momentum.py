@@ -20,10 +20,10 @@ from coproc.optim.base import (
     Row,
     as_constants,
     get,
+    gradient,
     lines,
     put,
     sweep,
-    weighted_sum,
 )
 
 
@@ -66,7 +66,7 @@ def sweep_momentum(
         p, v = get(params, line, how), get(velocity, line, how)
         for k in range(len(gradients)):
             rate, momentum, of_g, of_v = constants[k]
-            g = weighted_sum(gradients[k], weights[k], line, how)
+            g = gradient(gradients[k], weights[k], p, line, how)
             v = momentum * v + g
             p = p - rate * (of_g * g + of_v * v)
         put(next_params, line, p, how)

@@ -21,11 +21,12 @@ from coproc.optim.base import (
     Row,
     as_constants,
     get,
+    gradient,
     lines,
     put,
     sweep,
-    weighted_sum,
 )
+from coproc.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class RMSprop(Optimizer):
     counts_updates: ClassVar[bool] = False
 
     # PyTorch's defaults.
-    learning_rate: float = 1e-2
+    learning_rate: float | Schedule = 1e-2
     alpha: float = 0.99
     """Decay of the mean of squared gradients."""
     epsilon: float = 1e-8
@@ -73,7 +74,7 @@ def sweep_rmsprop(
             b = get(front[2], line, how)
         for k in range(len(gradients)):
             rate, alpha, rest, epsilon, momentum = constants[k]
-            g = weighted_sum(gradients[k], weights[k], line, how)
+            g = gradient(gradients[k], weights[k], p, line, how)
             v = alpha * v + rest * (g * g)
             scaled = g / (np.sqrt(v) + epsilon)
             if len(front) == 3:

@@ -1,8 +1,6 @@
 """Stochastic gradient descent (Robbins and Monro, "A Stochastic Approximation Method", 1951).
 
-    p <- p - learning_rate * (g + weight_decay * p)
-
-The weight decay is the gradient of ``weight_decay / 2 * |p|^2``, as in PyTorch's SGD.
+p <- p - learning_rate * g
 """
 
 from __future__ import annotations
@@ -16,10 +14,10 @@ from coproc.optim.base import (
     Row,
     as_constants,
     get,
+    gradient,
     lines,
     put,
     sweep,
-    weighted_sum,
 )
 
 
@@ -30,15 +28,8 @@ class SGD(Optimizer):
     name: ClassVar[str] = "sgd"
     counts_updates: ClassVar[bool] = False
 
-    weight_decay: float = 0.0
-    """Pulls each parameter towards 0; 0 is none."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._number("weight_decay", least=0.0)
-
     def constants(self, step: int, learning_rate: float) -> Constants:
-        return as_constants(learning_rate, self.weight_decay)
+        return as_constants(learning_rate)
 
 
 @sweep
@@ -55,7 +46,6 @@ def sweep_sgd(
     for line in range(lines(params, how)):
         p = get(params, line, how)
         for k in range(len(gradients)):
-            rate, decay = constants[k]
-            g = weighted_sum(gradients[k], weights[k], line, how)
-            p = p - rate * (g + decay * p)
+            (rate,) = constants[k]
+            p = p - rate * gradient(gradients[k], weights[k], p, line, how)
         put(next_params, line, p, how)

@@ -44,7 +44,7 @@ _sweeps: dict[str, Callable[..., None]] = {}
 def kernel_of(optimizer: Optimizer) -> Kernel:
     """The kernel of an optimizer. Compiles nothing."""
     _sweeps[optimizer.name] = optim.compile_sweep(optimizer)
-    constants = optimizer.constants(1, optimizer.learning_rate)
+    constants = optimizer.constants(1, optimizer.base_rate)
     return Kernel(optimizer.name, 1 + len(optimizer.state_rows), len(constants))
 
 

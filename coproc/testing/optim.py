@@ -14,6 +14,7 @@ import importlib.util
 import itertools
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("sgd", {"learning_rate": 0.5}),
     ("sgd", {"learning_rate": 0.1, "weight_decay": 0.01}),
     ("momentum", {"learning_rate": 0.1}),
-    ("momentum", {"learning_rate": 0.1, "momentum": 0.5, "nesterov": True}),
+    ("momentum", {"learning_rate": 0.1, "momentum": 0.5, "nesterov": True, "weight_decay": 0.1}),
     ("adam", {}),
-    ("adam", {"learning_rate": 0.05, "beta1": 0.5, "beta2": 0.9, "epsilon": 1e-3}),
+    ("adam", {"learning_rate": 0.05, "beta1": 0.5, "beta2": 0.9, "epsilon": 1e-3, "weight_decay": 0.1}),
     ("adamw", {}),
     ("adamw", {"learning_rate": 0.05, "weight_decay": 0.3}),
     ("adagrad", {}),
@@ -46,6 +47,12 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("ftrl", {"learning_rate": 0.1}),
     ("ftrl", {"learning_rate": 0.5, "beta": 0.1, "l1": 1.0, "l2": 0.5}),
     ("lion", {}),
+    ("average", {}),
+    ("average", {"learning_rate": 0.25}),
+    ("lars", {"learning_rate": 0.1}),
+    ("lars", {"learning_rate": 0.1, "momentum": 0.5, "trust": 0.5, "weight_decay": 0.3}),
+    ("lamb", {}),
+    ("lamb", {"learning_rate": 0.05, "beta1": 0.5, "beta2": 0.9, "epsilon": 1e-3, "weight_decay": 0.3}),
     ("lion", {"learning_rate": 0.01, "beta1": 0.5, "beta2": 0.8, "weight_decay": 0.3}),
 ]
 SIZE = 1000  # 62 lines and a half
@@ -57,8 +64,8 @@ TAILS = [1, 15, 16, 17, 31, 33, 63, 64, 65, 127, 250, 1023]
 # ---- the formulas, in float64
 
 
-def sgd(p: Any, state: Any, g: Any, t: int, learning_rate: float, weight_decay: float = 0.0) -> Exact:
-    return (p - learning_rate * (g + weight_decay * p),)
+def sgd(p: Any, state: Any, g: Any, t: int, learning_rate: float) -> Exact:
+    return (p - learning_rate * g,)
 
 
 def momentum(
@@ -159,9 +166,61 @@ def lion(
     return p - learning_rate * step, beta2 * m + (1 - beta2) * g
 
 
+def average(p: Any, state: Any, g: Any, t: int, learning_rate: float = 1.0, combine: str = "mean") -> Exact:
+    return (p - learning_rate * (p - g),)
+
+
+def lars(
+    p: Any,
+    state: Any,
+    g: Any,
+    t: int,
+    learning_rate: float,
+    momentum: float = 0.9,
+    trust: float = 1e-3,
+    vectors: bool = False,
+    weight_decay: float = 0.0,
+    norms: tuple[float, float] = (1.0, 1.0),
+) -> Exact:
+    """Of one tensor, whose norms are given."""
+    (v,) = state
+    ratio = trust * norms[0] / (norms[1] + weight_decay * norms[0])
+    v = momentum * v + ratio * (g + weight_decay * p)
+    return p - learning_rate * v, v
+
+
+def lamb(
+    p: Any,
+    state: Any,
+    g: Any,
+    t: int,
+    learning_rate: float = 1e-3,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-6,
+    vectors: bool = False,
+    weight_decay: float = 0.01,
+    norms: tuple[float, float] = (1.0, 1.0),
+) -> Exact:
+    """Of one tensor, whose norms are given."""
+    settings = {"beta1": beta1, "beta2": beta2, "epsilon": epsilon, "weight_decay": weight_decay}
+    return adam(p, state, g, t, learning_rate * norms[0] / norms[1], **settings)
+
+
 FORMULAS: dict[str, Callable[..., Exact]] = {
-    each.__name__: each for each in (sgd, momentum, adam, adamw, adagrad, rmsprop, adadelta, ftrl, lion)
+    each.__name__: each
+    for each in (sgd, momentum, adam, adamw, adagrad, rmsprop, adadelta, ftrl, lion, average, lars, lamb)
 }
+
+
+def exact_update(optimizer: Optimizer, exact: Exact, g: NDArray[np.float64], step: int) -> Exact:
+    """An update in float64: the gradient clipped and decayed, as all optimizers have it, then the formula."""
+    settings = {key: value for key, value in optimizer.to_config().items() if key != "name"}
+    limit = settings.pop("clip_value", np.inf)
+    g = np.clip(g, -limit, limit)
+    if not optimizer.decouples_decay:
+        g = g + settings.pop("weight_decay", 0.0) * exact[0]
+    return FORMULAS[optimizer.name](exact[0], exact[1:], g, step, **settings)
 
 
 # ---- inputs
@@ -199,22 +258,25 @@ def descend(
     updates: Sequence[Sequence[Row]],
     front: Rows,
     *,
-    weights: Sequence[tuple[np.float32, ...]] | None = None,
+    weights: Sequence[Sequence[float | np.float32]] | None = None,
     first_step: int = 1,
     learning_rate: float | None = None,
     streamed: bool = False,
     in_place: bool = False,
     scratch_floats: int = 64,
 ) -> Rows:
-    """What one `apply` makes of the front; the learning rate is the optimizer's own, if none is given."""
+    """What one `apply` makes of the front; the learning rate is the optimizer's own, if none is given.
+
+    `weights` are the members' shares, 1 each if none are given.
+    """
     size = front[0].size
-    rate = optimizer.learning_rate if learning_rate is None else learning_rate
+    rate = optimizer.base_rate if learning_rate is None else learning_rate
     back = front if in_place else empty(optimizer, size)
     steps = range(first_step, first_step + len(updates))
     optim.apply(
         optim.compile_sweep(optimizer),
         tuple([tuple(members) for members in updates]),
-        tuple(weights) if weights is not None else tuple([(np.float32(1),) * len(u) for u in updates]),
+        tuple([optimizer.weights(each) for each in weights or [(1.0,) * len(update) for update in updates]]),
         tuple([optimizer.constants(step, rate) for step in steps]),
         front,
         back,
@@ -247,6 +309,18 @@ each_case = pytest.mark.parametrize(
 )
 
 
+# One of each that goes by gradients.
+each_kind = pytest.mark.parametrize(
+    "optimizer",
+    [
+        optim.from_config({"name": name, **settings})
+        for name, settings in dict(reversed(CASES)).items()
+        if name != "average"
+    ],
+    ids=lambda optimizer: optimizer.name,
+)
+
+
 class OptimizerSuite:
     """Inherit it in a class whose name starts with Test."""
 
@@ -258,13 +332,26 @@ class OptimizerSuite:
     @each_case
     def test_constants_that_do_not_count_updates_are_the_same_for_all(self, optimizer: Optimizer) -> None:
         same = all(optimizer.constants(n, 0.1) == optimizer.constants(1, 0.1) for n in (2, 3, 10, 1000))
-        assert same or optimizer.counts_updates
+        assert same or optimizer.varies
 
     # -- what it computes
 
     @each_case
     def test_follows_its_formula(self, optimizer: Optimizer) -> None:
-        settings = {key: value for key, value in optimizer.to_config().items() if key != "name"}
+        self._follow_the_formula(optimizer)
+
+    @each_kind
+    def test_clipping_by_value_and_weight_decay_go_around_any_optimizer(self, optimizer: Optimizer) -> None:
+        optimizer = replace(optimizer, clip_value=0.3, weight_decay=0.1)
+        self._follow_the_formula(optimizer)
+        front, members, weights = rows(optimizer), gradients(11), optimizer.weights(shares(11))
+        expected = empty(optimizer)
+        optimizer.kernel()((tuple(members),), (weights,), (optimizer.constants(1, 0.1),), front, expected, None)
+        for streamed in (False, True):
+            found = descend(optimizer, [members], front, weights=[shares(11)], learning_rate=0.1, streamed=streamed)
+            assert_same_bits(found, expected, "11 members, against numpy")
+
+    def _follow_the_formula(self, optimizer: Optimizer) -> None:
         found = empty(optimizer)
         found[0][:] = np.random.default_rng(3).standard_normal(SIZE)
         exact: Exact = tuple([row.astype(np.float64) for row in found])
@@ -272,8 +359,9 @@ class OptimizerSuite:
         for step in range(1, STEPS + 1):
             members = gradients(2, seed=step)
             found = descend(optimizer, [members], found, weights=[weights], first_step=step)
-            g = sum(float(w) * member.astype(np.float64) for w, member in zip(weights, members, strict=True))
-            exact = FORMULAS[optimizer.name](exact[0], exact[1:], g, step, **settings)
+            pairs = zip(weights, members, strict=True)
+            g = np.sum([float(w) * member.astype(np.float64) for w, member in pairs], axis=0)
+            exact = exact_update(optimizer, exact, g, step)
         for a, b in zip(found, exact, strict=True):
             # About sixty roundings of half a unit in 2^-24 each.
             np.testing.assert_allclose(a, b, rtol=4e-6, atol=4e-6)
@@ -282,8 +370,8 @@ class OptimizerSuite:
     def test_compiled_gives_the_same_bits_as_numpy(self, optimizer: Optimizer) -> None:
         front, (a, b, c) = rows(optimizer), gradients(3)
         expected = empty(optimizer)
-        constants = optimizer.constants(5, optimizer.learning_rate)
-        optimizer.kernel()(((a, b, c),), (shares(3),), (constants,), front, expected, None)
+        constants = optimizer.constants(5, optimizer.base_rate)
+        optimizer.kernel()(((a, b, c),), (optimizer.weights(shares(3)),), (constants,), front, expected, None)
         found = descend(optimizer, [(a, b, c)], front, weights=[shares(3)], first_step=5)
         assert_same_bits(found, expected, "compiled, against the same function in numpy")
 
@@ -294,15 +382,17 @@ class OptimizerSuite:
             """Rounds of two unequal members, over a model in two shards whose bound lies within a line."""
             import torch
 
-            s = {key: value for key, value in optimizer.to_config().items() if key != "name"}
+            s = optimizer.to_config()
             lr = s["learning_rate"]
             eps = s.get("epsilon", 0)
             moments = {"betas": (s.get("beta1", 0), s.get("beta2", 0)), "eps": eps}
             make: dict[str, Callable[[Any], Any]] = {
-                "sgd": lambda p: torch.optim.SGD(p, lr, weight_decay=s["weight_decay"]),
-                "momentum": lambda p: torch.optim.SGD(p, lr, momentum=s["momentum"], nesterov=s["nesterov"]),
-                "adam": lambda p: torch.optim.Adam(p, lr, **moments),
-                "adamw": lambda p: torch.optim.AdamW(p, lr, **moments, weight_decay=s["weight_decay"]),
+                "sgd": lambda p: torch.optim.SGD(p, lr, weight_decay=optimizer.weight_decay),
+                "momentum": lambda p: torch.optim.SGD(
+                    p, lr, momentum=s["momentum"], nesterov=s["nesterov"], weight_decay=optimizer.weight_decay
+                ),
+                "adam": lambda p: torch.optim.Adam(p, lr, **moments, weight_decay=optimizer.weight_decay),
+                "adamw": lambda p: torch.optim.AdamW(p, lr, **moments, weight_decay=optimizer.weight_decay),
                 "adagrad": lambda p: torch.optim.Adagrad(
                     p, lr, initial_accumulator_value=s["initial_accumulator_value"], eps=eps
                 ),
@@ -385,8 +475,8 @@ class OptimizerSuite:
             optim.apply(
                 optim.compile_sweep(optimizer),
                 (tuple([g[start:stop] for g in members]),),
-                (shares(2),),
-                (optimizer.constants(1, optimizer.learning_rate),),
+                (optimizer.weights(shares(2)),),
+                (optimizer.constants(1, optimizer.base_rate),),
                 tuple([row[start:stop] for row in front]),
                 tuple([row[start:stop] for row in back]),
                 np.empty(0, np.float32),
@@ -423,8 +513,8 @@ class OptimizerSuite:
             optim.apply(
                 optim.compile_sweep(optimizer),
                 (tuple(members),),
-                (shares(2),),
-                (optimizer.constants(1, optimizer.learning_rate),),
+                (optimizer.weights(shares(2)),),
+                (optimizer.constants(1, optimizer.base_rate),),
                 front,
                 tuple([row[16 : 16 + size] for row in room]),
                 np.empty(0, np.float32),

@@ -57,7 +57,7 @@ class Still:
         self.shards = [Published.open(Path(place.path), SIZE, rows, spec.buffers) for place in spec.shards]
         maps = [SeatMap(spec, self.control, place.lo, place.hi) for place in spec.shards]
         self.sweepers = [
-            Sweeper(spec, number, self.control, shard, seat_map)
+            Sweeper(spec, number, self.control, self.shards, seat_map)
             for number, (shard, seat_map) in enumerate(zip(self.shards, maps, strict=True))
         ]
         self.sequencer = SequencerLoop(spec, self.control, self.shards, maps[0], self.sweepers[0], self.budget)

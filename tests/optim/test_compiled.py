@@ -117,7 +117,7 @@ def test_a_number_that_is_not_float32_is_refused_when_compiled() -> None:
         for line in range(base.lines(front[0], how)):
             base.put(back[0], line, base.get(front[0], line, how) * 2.0, how)
 
-    sweep = compiled._compiled(sweep_doubling)
+    sweep = compiled.compile_function(sweep_doubling)
     with pytest.raises(numba.TypingError, match="line_float32"):
         optim.apply(**arguments(sweep=sweep))
 
@@ -129,7 +129,7 @@ def sweep_clipping(gradients: Any, weights: Any, constants: Any, front: Any, bac
 
 @pytest.mark.parametrize("limit", [0, 0.5, 1, np.inf])
 def test_clip_keeps_what_is_within_and_what_is_not_a_number(limit: float) -> None:
-    call = arguments(sweep=compiled._compiled(sweep_clipping), weights=((np.float32(limit), ONE),))
+    call = arguments(sweep=compiled.compile_function(sweep_clipping), weights=((np.float32(limit), ONE),))
     values = np.linspace(-2, 2, SIZE, dtype=np.float32)
     values[[3, 70, 80, 99]] = np.nan, np.inf, -np.inf, np.nan
     call["front"][0][:] = values

@@ -100,7 +100,7 @@ def test_defaults_are_those_of_torch_and_of_the_papers() -> None:
         {"name": "adagrad", "learning_rate": 1e-2, "initial_accumulator_value": 0.0, "epsilon": 1e-10},
         {"name": "rmsprop", "learning_rate": 1e-2, "alpha": 0.99, "epsilon": 1e-8, "momentum": 0.0},
         {"name": "adadelta", "learning_rate": 1.0, "rho": 0.9, "epsilon": 1e-6},
-        {"name": "lion", "learning_rate": 1e-4, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0},
+        {"name": "lion", "learning_rate": 1e-4, "beta1": 0.9, "beta2": 0.99},
     ]
     assert optim.FTRL(0.1).to_config() == {"name": "ftrl", "learning_rate": 0.1, "beta": 1.0, "l1": 0.0, "l2": 0.0}
 
