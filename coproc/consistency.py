@@ -1,4 +1,4 @@
-"""What a worker may read, and when a gradient may be descended: synchronous, bounded staleness, asynchronous.
+"""What a worker may read, and when a gradient may be descended: in rounds, with bounded staleness, at any time.
 
 Pure settings; `coproc.descent` obeys them. A worker's *round* (its clock) is its step plus the offset that it was
 given when it joined.
@@ -6,18 +6,20 @@ given when it joined.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 from coproc.errors import ConfigError, whole
 
 # All of them take part at once, each with a seat of its own, and seats are 512 with those of readers.
 MOST_BSP_WORKERS = 480
+# A day: longer is a mistake in units.
+_MOST_GRACE_S = 86_400.0
 
 
 @dataclass(frozen=True)
 class Consistency:
-    """Base of the three; use `Bsp`, `Ssp` or `Asp`."""
+    """Base of all; use `Bsp`, `Quorum`, `Ssp` or `Asp`."""
 
     name: ClassVar[str]
     buffers: ClassVar[int]
@@ -58,6 +60,53 @@ class Bsp(Consistency):
         if not isinstance(self.patience_s, int | float) or not self.patience_s > 0:
             raise ConfigError(f"patience_s must be a number above 0, not {self.patience_s!r}")
 
+    @property
+    def needed(self) -> int:
+        """So many gradients close a round at the least, while so many workers have not left."""
+        return self.workers
+
+
+@dataclass(frozen=True)
+class Quorum(Bsp):
+    """Rounds as in `Bsp` that close without the slowest: with `count` gradients, after a grace for the others.
+
+    A round closes when all have given, or `grace_s` seconds after its `count`-th gradient came; if fewer than `count`
+    workers remain it needs all of them, so who has no more data leaves or skips. A skipped step counts as given. A
+    worker whose round was closed without it is *late* when its gradient comes, and goes on in the round that is open
+    then. Who joins, for the first time or again, does too. A lost worker (`on_loss`) matters where a round needs it.
+
+    Which gradients a round has depends on who was fast: a run does not repeat bit for bit. Each step still counts once
+    at most, also with twins and after a kill. The workers beyond `count` are the backup workers of Chen et al.,
+    "Revisiting distributed synchronous SGD", 2016; BigDL drops its stragglers in the same way.
+    """
+
+    name: ClassVar[str] = "quorum"
+    # Who is late holds an old view while rounds go on.
+    buffers: ClassVar[int] = 4
+
+    _: KW_ONLY
+
+    count: int
+    """Gradients that close a round, 1 to `workers`; the workers beyond are backups."""
+
+    grace_s: float = 0.0
+    """How long a round that has `count` gradients stays open for the others. 0: for those that are there already."""
+
+    late: Literal["drop", "carry"] = "drop"
+    """What comes late: not descended, and only counted; or part of the round that is open when it comes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("the count of Quorum", self.count, 1, self.workers)
+        if not isinstance(self.grace_s, int | float) or not 0 <= self.grace_s <= _MOST_GRACE_S:
+            raise ConfigError(f"grace_s must be a number from 0 to {_MOST_GRACE_S:g}, not {self.grace_s!r}")
+        if self.late not in ("drop", "carry"):
+            raise ConfigError(f'late must be "drop" or "carry", not {self.late!r}')
+
+    @property
+    def needed(self) -> int:
+        return self.count
+
 
 @dataclass(frozen=True)
 class Ssp(Consistency):
@@ -87,7 +136,7 @@ class Asp(Consistency):
     slots: ClassVar[int] = 8
 
 
-_BY_NAME: dict[str, type[Consistency]] = {c.name: c for c in (Bsp, Ssp, Asp)}
+_BY_NAME: dict[str, type[Consistency]] = {c.name: c for c in (Bsp, Quorum, Ssp, Asp)}
 
 
 def from_config(config: dict[str, Any]) -> Consistency:

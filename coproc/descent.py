@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coproc.consistency import Bsp, Consistency
+from coproc.consistency import Bsp, Consistency, Quorum
 from coproc.shared.control import (
     ENTRY_EXAMPLES,
     ENTRY_FOLLOWING,
@@ -36,10 +36,12 @@ Table = NDArray[np.int64]
 # A sweep is compiled for one to this many gradients in registers (see coproc.optim).
 SWEEP_WIDTH = 8
 
-# The core's own words.
-VERSION, SYNCHRONOUS, WORKERS, HELD_COUNT, RECORDS = 0, 1, 2, 3, 4
+# The core's own words. QUORUM: so many gradients close a round at the least. LATE: what becomes of one whose round was
+# closed without it.
+VERSION, SYNCHRONOUS, WORKERS, HELD_COUNT, RECORDS, QUORUM, LATE = range(7)
 CORE_WORDS = 8
-# Words of a worker's row. HELD: Bsp has its gradient for the open round, of SEAT, SLOT and EXAMPLES. OWES: one
+NOBODY_IS_LATE, DROP, CARRY = 0, 1, 2
+# Words of a worker's row. HELD: the core has its gradient for the open round, of SEAT, SLOT and EXAMPLES. OWES: one
 # past the last step that it has committed ahead of its turn: rounds wait for those even if it has left.
 PRESENCE, NEXT_STEP, OFFSET, OWES, HELD, SEAT, SLOT, EXAMPLES = range(8)
 
@@ -56,9 +58,14 @@ class Verdict(IntEnum):
     """Another attempt's gradient of the same step was first; the slot is free at once."""
     AHEAD = 3
     """An earlier step of this worker is not here yet (its twin has it), or its round is not open: look later."""
+    CARRIED = 4
+    """Late: its round was closed without it. Held for the record of the open round, as if admitted there."""
+    DROPPED = 5
+    """Late, and not descended: a record says that its step is done. Its slot is busy until that is applied."""
 
 
 _ADMITTED, _DUPLICATE, _AHEAD = int(Verdict.ADMITTED), int(Verdict.DUPLICATE), int(Verdict.AHEAD)
+_CARRIED, _DROPPED = int(Verdict.CARRIED), int(Verdict.DROPPED)
 
 
 # ---- the order
@@ -103,13 +110,31 @@ def commit(
         return _ADMITTED
     if known[HELD] != 0:
         return _DUPLICATE
-    if known[PRESENCE] == _JOINED and step + known[OFFSET] != core[VERSION]:
-        return _AHEAD
+    verdict = _ADMITTED
     # What a worker has committed before it left goes into the rounds that are open now, one each.
+    behind = core[VERSION] - step - known[OFFSET] if known[PRESENCE] == _JOINED else 0
+    if behind != 0:
+        if behind < 0 or core[LATE] == NOBODY_IS_LATE:
+            return _AHEAD
+        if core[LATE] == DROP:
+            # The move comes first: a kill between the two records would else make the next step late as well.
+            move(core, records, known, worker, step + 1)
+            known[NEXT_STEP] += 1
+            record_gradient(core, records, worker, step, seat, slot, 0, 0)
+            return _DROPPED
+        move(core, records, known, worker, step)
+        verdict = _CARRIED
     known[HELD], known[SEAT], known[SLOT], known[EXAMPLES] = 1, seat, slot, examples
     core[HELD_COUNT] += 1
-    close_round(core, workers, records)
-    return _ADMITTED
+    if is_full(core, workers):
+        close_round(core, workers, records)
+    return verdict
+
+
+def move(core: Table, records: Table, known: Table, worker: int, step: int) -> None:
+    """Let `step` of a worker that is a member belong to the open round."""
+    known[PRESENCE], known[OFFSET] = _JOINED, core[VERSION] - step
+    record(core, records, _JOIN, worker, known[OFFSET])
 
 
 def is_missing(known: Table) -> bool:
@@ -117,13 +142,23 @@ def is_missing(known: Table) -> bool:
     return bool(known[HELD] == 0 and (known[PRESENCE] != _LEFT or known[OWES] > known[NEXT_STEP]))
 
 
-def close_round(core: Table, workers: Table, records: Table) -> None:
-    """Bsp: write the record of the open round if nobody is missing."""
-    if core[SYNCHRONOUS] == 0 or core[HELD_COUNT] == 0:
-        return
-    for worker in range(core[WORKERS]):
+def is_full(core: Table, workers: Table) -> bool:
+    """Whether somebody has given to the open round, and nobody is missing in it."""
+    if core[HELD_COUNT] == 0:
+        return False
+    for worker in range(core[WORKERS]):  # noqa: SIM110 (no generators in compiled code)
         if is_missing(workers[worker]):
-            return
+            return False
+    return True
+
+
+def has_quorum(core: Table) -> bool:
+    """Whether the open round may be closed although somebody is missing, once its grace is over."""
+    return bool(0 < core[QUORUM] <= core[HELD_COUNT])
+
+
+def close_round(core: Table, workers: Table, records: Table) -> None:
+    """Write the record of the open round with those who have given."""
     core[VERSION] += 1
     following = core[HELD_COUNT]
     core[HELD_COUNT] = 0
@@ -168,6 +203,9 @@ class Sequencer:
         self.core[VERSION] = version
         if isinstance(consistency, Bsp):
             self.core[SYNCHRONOUS], self.core[WORKERS] = 1, consistency.workers
+            self.core[QUORUM] = consistency.needed
+        if isinstance(consistency, Quorum):
+            self.core[LATE] = CARRY if consistency.late == "carry" else DROP
         for worker, *words in ledger:
             self.workers[worker, :3] = words
             self._know(worker)
@@ -192,16 +230,15 @@ class Sequencer:
 
     def join(self, worker: int) -> None:
         """An attempt of `worker` has come. Its rounds count from now on, if they did not already."""
-        known = self._know(worker)
-        if known[PRESENCE] == Presence.JOINED:
-            return
+        known, step = self._know(worker), int(self.workers[worker, NEXT_STEP])
         if self.core[SYNCHRONOUS]:
-            # A first join starts in the round of its step; one that comes back goes on in the open round.
-            offset = 0 if known[PRESENCE] == Presence.UNKNOWN else self.version - int(known[NEXT_STEP])
-        else:
-            offset = slowest_clock(self.core, self.workers) - int(known[NEXT_STEP])
-        known[PRESENCE], known[OFFSET] = Presence.JOINED, offset
-        record(self.core, self.records, _JOIN, worker, offset)
+            # Who is late goes on in the open round as well: what this attempt reads is no older.
+            if known[PRESENCE] != Presence.JOINED or step + known[OFFSET] != self.version:
+                move(self.core, self.records, known, worker, step)
+        elif known[PRESENCE] != Presence.JOINED:
+            offset = slowest_clock(self.core, self.workers) - step
+            known[PRESENCE], known[OFFSET] = Presence.JOINED, offset
+            record(self.core, self.records, _JOIN, worker, offset)
 
     def leave(self, worker: int) -> None:
         """`worker` has no more data: nobody waits for it any more."""
@@ -210,7 +247,13 @@ class Sequencer:
             return
         known[PRESENCE] = Presence.LEFT
         record(self.core, self.records, _LEAVE, worker, 0)
-        close_round(self.core, self.workers, self.records)
+        if is_full(self.core, self.workers):
+            close_round(self.core, self.workers, self.records)
+
+    def end_grace(self) -> None:
+        """Time has passed since the open round had its quorum: it is closed. Nothing if it has none any more."""
+        if has_quorum(self.core):
+            close_round(self.core, self.workers, self.records)
 
     def owe(self, worker: int, step: int) -> None:
         """After a restart: a seat has this step of `worker`, which is not in the log. Its round waits for it."""
@@ -228,7 +271,7 @@ class Sequencer:
     # -- questions -------------------------------------------------------------------------------------------
 
     def missing(self) -> list[int]:
-        """Bsp: the workers that the open round waits for. Otherwise nobody."""
+        """In rounds: the workers that have not given to the open one and may. Otherwise nobody."""
         if not self.core[SYNCHRONOUS]:
             return []
         return [worker for worker in range(self.core[WORKERS]) if is_missing(self.workers[worker])]

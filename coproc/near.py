@@ -6,6 +6,7 @@ a slow one. Servers use it too, on behalf of clients that are on another host.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -16,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coproc import probe
-from coproc.consistency import Bsp, Ssp
+from coproc.consistency import Bsp, Quorum, Ssp
 from coproc.errors import LeaseExpired, ModelNotFound, PushRejected, ServerError, Timeout, Unreachable, WorkerLost
 from coproc.layout import Flat, all_finite
+from coproc.probe import watched
 from coproc.shared import control as ctl
 from coproc.shared import published as pub
 from coproc.shared import seats
@@ -43,6 +45,8 @@ class Receipt(NamedTuple):
     """Another attempt's gradient of this step was there first; this one was dropped."""
     version_read: int
     """The version that the gradient was computed on, as far as this worker's `pull` knows."""
+    skipped: bool = False
+    """It was not finite, and the model takes such as steps without a gradient."""
 
 
 class NearModel:
@@ -207,8 +211,15 @@ class NearWorker:
         self.read_version = -1
         consistency = model.spec.consistency
         self._lockstep = isinstance(consistency, Bsp)
+        self._may_be_late = isinstance(consistency, Quorum)
         self._bound = consistency.bound if isinstance(consistency, Ssp) else None
         self._copy: Flat | None = None
+        # A push of a small model takes some microseconds, and each call of Python's a tenth of one.
+        self._words = seat.words.cells
+        self._claims = model.control.claims.cells
+        self._ledger = model.control.workers.cells
+        self._general = model.control.general.cells
+        self._next = worker * ctl.ROW + ctl.NEXT_STEP
 
     @property
     def _offset(self) -> int:
@@ -226,6 +237,8 @@ class NearWorker:
         deadline = time.monotonic() + timeout_s
         seat, model = self.seat, self.model
         seat.words.store(seats.PIN, seats.NO_PIN)
+        if self._may_be_late:
+            self._wait_for_own(deadline)
         if self._lockstep:
             min_version = max(min_version, self.next_step + self._offset)
         elif self._bound is not None:
@@ -248,6 +261,22 @@ class NearWorker:
         view.flags.writeable = False
         return version, view
 
+    def _wait_for_own(self, deadline: float) -> None:
+        """Block until it is in the log what became of this worker's last step: in a closed round, or dropped.
+
+        Only then its offset says in which round its next step is.
+        """
+        model, control = self.model, self.model.control
+        model.wait_until(
+            lambda: control.next_step(self.worker) >= self.next_step,
+            model.shards[0],
+            deadline,
+            lambda: (
+                f"step {self.next_step - 1} of worker {self.worker} of model {model.spec.name!r} is in no closed round "
+                "yet: the open one has too few gradients"
+            ),
+        )
+
     def _wait_for_slowest(self, bound: int, deadline: float) -> int:
         """Block while the slowest worker is more than `bound` rounds behind; the version that has its pushes."""
         general, model = self.model.control.general, self.model
@@ -267,15 +296,16 @@ class NearWorker:
 
     def slot(self, timeout_s: float) -> Flat:
         """The next free slot, (P,) float32 in shared memory; waits for one. Contents are old: overwrite all."""
-        self._check_open()
         seat = self.seat
+        if self._words[seats.CLOSED]:
+            self._refuse()
         return seat.slots[self._free_head(timeout_s) % seat.depth]
 
     def _free_head(self, timeout_s: float) -> int:
         """HEAD, which this attempt alone moves, once the slot it points at is free: nearly always at once."""
-        seat, words = self.seat, self.seat.words
-        head = words.load(seats.HEAD)
-        if head - words.load(seats.TAIL) >= seat.depth:
+        words = self._words
+        head: int = words[seats.HEAD]
+        if head - words[seats.TAIL] >= self.seat.depth:
             self._wait_for_slot(timeout_s)
         return head
 
@@ -313,7 +343,7 @@ class NearWorker:
             finite: whoever filled the slot has seen that all of it is; else it is looked at here.
 
         Raises:
-            PushRejected: not finite, or a step beyond `next_step`.
+            PushRejected: not finite, where the model does not take it as a skipped step; or beyond `next_step`.
             LeaseExpired: the seat was taken back; not acknowledged.
         """
         duplicate = self._turn(step)
@@ -323,7 +353,10 @@ class NearWorker:
         if examples and not finite:
             gradient = self.seat.slots[head % self.seat.depth]
             if not all_finite(gradient):
-                raise PushRejected(self._not_finite(gradient, step))
+                if self.model.spec.not_finite == "reject":
+                    raise PushRejected(self._not_finite(gradient, step))
+                # Told apart from other steps without a gradient by a loss that none has.
+                return self._commit(head, step, 0, math.inf)._replace(skipped=True)
         return self._commit(head, step, examples, loss)
 
     def skip(self, step: int, timeout_s: float) -> Receipt:
@@ -336,15 +369,15 @@ class NearWorker:
 
     def _turn(self, step: int) -> Receipt | None:
         """None if `step` is next; a duplicate's receipt if it is already there."""
-        control, done = self.model.control, self.next_step
-        in_log, claimed = control.next_step(self.worker), control.claimed(self.worker)
+        done = self.next_step
+        in_log, claimed = self._ledger[self._next], self._claims[self.worker]
         if in_log > done or claimed >= done:  # another attempt is further
             done = max(in_log, claimed + 1)
         if step == done:
             return None
         if step < done:
             self.next_step = done
-            self.seat.words.store(seats.PIN, seats.NO_PIN)
+            self._words[seats.PIN] = seats.NO_PIN
             return Receipt(step, True, self.read_version)
         raise PushRejected(
             f"worker {self.worker} of model {self.model.spec.name!r} pushes step {step}, but its next step is {done}: "
@@ -352,21 +385,30 @@ class NearWorker:
         )
 
     def _commit(self, head: int, step: int, examples: int, loss: float) -> Receipt:
-        seat, words = self.seat, self.seat.words
-        seat.write_line(head % seat.depth, step, examples, self.read_version, loss)
-        words.store(seats.PIN, seats.NO_PIN)
-        probe.hit("push.commit.before")
-        words.store(seats.HEAD, head + 1)
-        probe.hit("push.commit.after")
+        seat, words, claims, worker, read_version = (
+            self.seat, self._words, self._claims, self.worker, self.read_version
+        )  # fmt: skip
+        seat.write_line(head % seat.depth, step, examples, read_version, loss)
+        words[seats.PIN] = seats.NO_PIN
+        if watched:
+            probe.hit("push.commit.before")
+        words[seats.HEAD] = head + 1
+        if watched:
+            probe.hit("push.commit.after")
         fence()
-        self._check_open()
-        # A twin that committed the same step at the same time and was first to say so: one of the two is dropped.
-        duplicate = self.model.control.claimed(self.worker) >= step
-        probe.hit("push.claim.before")
-        self.model.control.claim(self.worker, step)
-        self.model.ring()
+        if words[seats.CLOSED]:
+            self._refuse()
+        # A twin that committed the same step at the same time and was first to say so: one of the two is dropped. Two
+        # may both be first: what is said here is a hint, and only grows.
+        duplicate = claims[worker] >= step
+        if watched:
+            probe.hit("push.claim.before")
+        if not duplicate:
+            claims[worker] = step
+        if self._general[ctl.SLEEPING]:
+            self.model.control.general.ring(ctl.BELL)
         self.next_step = step + 1
-        return Receipt(step, duplicate, self.read_version)
+        return Receipt(step, duplicate, read_version)
 
     def _not_finite(self, gradient: Flat, step: int) -> str:
         at = int(np.flatnonzero(~np.isfinite(gradient))[0])
@@ -380,12 +422,15 @@ class NearWorker:
         raise AssertionError(at)
 
     def _check_open(self) -> None:
-        if self.seat.words.load(seats.CLOSED):
-            self.model.check()
-            raise LeaseExpired(
-                f"the slots of worker {self.worker} of model {self.model.spec.name!r} were taken back; join again and "
-                "continue at its next_step"
-            )
+        if self._words[seats.CLOSED]:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        self.model.check()
+        raise LeaseExpired(
+            f"the slots of worker {self.worker} of model {self.model.spec.name!r} were taken back; join again and "
+            "continue at its next_step"
+        )
 
     def release_view(self) -> None:
         """Give the view of the last pull back, so that its buffer can be used again."""

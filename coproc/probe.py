@@ -20,8 +20,12 @@ _PROBE = Probe(
         "publish.after",
         "release.before",
         "release.after",
+        "checkpoint.cut.before",
+        "checkpoint.cut.after",
+        "checkpoint.copy.after",
+        "checkpoint.commit.after",
     ),
     "COPROC_FAILPOINT",
 )
-POINTS, left = _PROBE.points, _PROBE.left
+POINTS, left, watched = _PROBE.points, _PROBE.left, _PROBE.watched
 number, hit, watch = _PROBE.number, _PROBE.hit, _PROBE.watch

@@ -25,7 +25,8 @@ class Probe:
         self.points = tuple(points)
         self.left = np.zeros(len(self.points), np.int64)
         """Hits of each point until the process is killed; 0: it is not armed. Compiled code counts down here too."""
-        self._watched: dict[str, Callable[[], None]] = {}
+        self.watched: dict[str, Callable[[], None]] = {}
+        """What `hit` does; where it is empty the call can be spared."""
         if armed := os.environ.get(variable):
             name, _, count = armed.partition(":")
             self._arm(name, int(count or 1))
@@ -42,8 +43,8 @@ class Probe:
 
     def hit(self, name: str) -> None:
         """Do here what a test or a measurement has asked for; else nothing."""
-        if self._watched and name in self._watched:
-            self._watched[name]()
+        if self.watched and name in self.watched:
+            self.watched[name]()
 
     def watch(self, name: str, act: Callable[[], None] | None) -> None:
         """Have `act` called at each hit of a point, in the thread that hits it; not where compiled code hits it.
@@ -52,9 +53,9 @@ class Probe:
         """
         self.number(name)
         if act is None:
-            self._watched.pop(name, None)
+            self.watched.pop(name, None)
         else:
-            self._watched[name] = act
+            self.watched[name] = act
 
     def _arm(self, name: str, count: int) -> None:
         point = self.number(name)
@@ -65,7 +66,7 @@ class Probe:
             if self.left[point] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        self._watched[name] = die
+        self.watched[name] = die
 
 
 _PROBE = Probe(

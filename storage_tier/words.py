@@ -74,6 +74,21 @@ else:
         _brief(SYS_FUTEX, _nobody_address, _FUTEX_WAKE_PRIVATE, 0, None, None, 0)
 
 
+class _Fenced:
+    """`Words.cells` where a plain load does not acquire, nor a plain store release."""
+
+    __slots__ = ("_words",)
+
+    def __init__(self, words: Words) -> None:
+        self._words = words
+
+    def __getitem__(self, index: int) -> int:
+        return self._words.load(index)
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self._words.store(index, value)
+
+
 class Words:
     """`count` 64-bit words of a buffer, starting at `offset_bytes` (a multiple of 8). Copies nothing.
 
@@ -83,7 +98,7 @@ class Words:
         count: how many words.
     """
 
-    __slots__ = ("_array", "_cells", "address", "count")
+    __slots__ = ("_array", "_cells", "address", "cells", "count")
 
     def __init__(self, buffer: mmap.mmap | memoryview | NDArray[np.uint8], offset_bytes: int, count: int) -> None:
         if sys.platform != "linux" or SYS_FUTEX < 0:
@@ -92,6 +107,8 @@ class Words:
             raise ValueError(f"words must start at a multiple of {WORD_BYTES} bytes, not at {offset_bytes}")
         self._array = np.frombuffer(buffer, np.int64, count, offset_bytes)
         self._cells = memoryview(self._array.data)
+        self.cells: memoryview | _Fenced = self._cells if _TOTAL_STORE_ORDER else _Fenced(self)
+        """The words by index: the same as `load` and `store`, for whoever counts their microseconds."""
         self.address: int = self._array.ctypes.data
         self.count = count
 

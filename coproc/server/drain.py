@@ -9,6 +9,7 @@ shard 0 is the only one that calls them.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from numba.extending import register_jitable
@@ -26,8 +27,12 @@ load, store, fence, ring = compiled.load_acquire, compiled.store_release, compil
 
 for _function in (
     descent.record_gradient,
+    descent.record,
+    descent.move,
     descent.commit,
     descent.is_missing,
+    descent.is_full,
+    descent.has_quorum,
     descent.close_round,
     descent.slowest_clock,
     descent.plan_sweep,
@@ -39,7 +44,10 @@ PENDING = -1
 
 # Words of the desk: what the sequencer's thread knows besides the core. Addresses first.
 GENERAL, ATTENTION, SHARDS_COUNT, TELLS_SLOWEST, UNTIL_NS, IDLE_SINCE_NS, BLOCKED = range(7)
-DESK_WORDS = 8
+# The round after version CLOSING has its quorum and is closed at CLOSE_AT_NS; `NEVER` where the open round has none.
+GRACE_NS, CLOSING, CLOSE_AT_NS = range(7, 10)
+DESK_WORDS = 16
+NEVER = 1 << 62
 
 # Words of a mapped seat (see `SeatMap`): addresses of its words, lines and slots (of the shard's range), bytes from
 # slot to slot, depth, worker; commits taken out of it, and commits it had when it was looked at last; slots given back.
@@ -48,11 +56,11 @@ WORDS, LINES, SLOTS, STRIDE, DEPTH, WORKER, TAKEN, SEEN, FREED = range(9)
 SEAT_WORDS = 16
 
 # Counters of what was admitted.
-PUSHES, EXAMPLES, DUPLICATES, LOSS_EXAMPLES, STALENESS_SUM, STALENESS_MAX = range(6)
+PUSHES, EXAMPLES, DUPLICATES, LOSS_EXAMPLES, STALENESS_SUM, STALENESS_MAX, LATE, NOT_FINITE = range(8)
 COUNTERS = 8
 
-# Entries that may wait for the slowest shard: the log, less what one append may overwrite, less one round that a
-# single commit may close.
+# Entries that may wait for the slowest shard: the log, less what one append may overwrite, less the rounds that a
+# single commit and the end of a grace may close.
 LOG_ROOM = ctl.LOG_ENTRIES - ctl.APPEND_ENTRIES - ctl.MAX_WORKERS
 # From so many on that a published version does not include, one is published for their sake: records without a
 # gradient make none by themselves.
@@ -62,6 +70,7 @@ _APPEND_BEFORE, _APPEND_AFTER = probe.number("log.append.before"), probe.number(
 _RELEASE_BEFORE, _RELEASE_AFTER = probe.number("release.before"), probe.number("release.after")
 _ADMITTED, _DUPLICATE = int(descent.Verdict.ADMITTED), int(descent.Verdict.DUPLICATE)
 _AHEAD = int(descent.Verdict.AHEAD)
+_CARRIED, _DROPPED = int(descent.Verdict.CARRIED), int(descent.Verdict.DROPPED)
 _DESCEND, _JOIN, _LEAVE = int(ctl.Kind.DESCEND), int(ctl.Kind.JOIN), int(ctl.Kind.LEAVE)
 _JOINED, _LEFT = int(ctl.Presence.JOINED), int(ctl.Presence.LEFT)
 _ROW_BYTES = ctl.ROW * WORD_BYTES
@@ -136,11 +145,16 @@ def admit(
                 positions[number, slot] = 0
                 counters[DUPLICATES] += 1
                 continue
+            if verdict in (_CARRIED, _DROPPED):
+                counters[LATE] += 1
+            if verdict == _DROPPED:
+                continue
             counters[PUSHES] += 1
+            told = compiled.load_float(line + 3 * WORD_BYTES)
             if examples == 0:
+                counters[NOT_FINITE] += told == math.inf
                 continue
             counters[EXAMPLES] += examples
-            told = compiled.load_float(line + 3 * WORD_BYTES)
             if told == told:
                 loss[0] += told * examples
                 counters[LOSS_EXAMPLES] += examples
@@ -151,6 +165,25 @@ def admit(
         seat[TAKEN] = taken
         new = new or taken != begun
     return new
+
+
+@register_jitable
+def end_grace(desk: Table, core: Table, workers: Table, records: Table, pair: Table) -> bool:
+    """Close the open round if it has had its quorum for as long as the grace is; whether it did.
+
+    The time is not kept for the next process: after a restart the grace begins anew.
+    """
+    if not descent.has_quorum(core):
+        desk[CLOSE_AT_NS] = NEVER
+        return False
+    now = compiled.monotonic_ns(pair)
+    if desk[CLOSE_AT_NS] == NEVER or desk[CLOSING] != core[descent.VERSION]:
+        desk[CLOSING], desk[CLOSE_AT_NS] = core[descent.VERSION], now + desk[GRACE_NS]
+    if now < desk[CLOSE_AT_NS]:
+        return False
+    desk[CLOSE_AT_NS] = NEVER
+    descent.close_round(core, workers, records)
+    return True
 
 
 @register_jitable

@@ -14,17 +14,21 @@ from coproc.descent import Table
 from coproc.server.drain import (
     ATTENTION,
     BLOCKED,
+    CLOSE_AT_NS,
     GENERAL,
     IDLE_SINCE_NS,
+    LATE,
     UNTIL_NS,
     admit,
     anything_new,
     append,
     applied_by_all,
     compiled,
+    end_grace,
     fence,
     free,
     load,
+    ring,
     room_in_log,
     store,
     wake_others,
@@ -32,6 +36,7 @@ from coproc.server.drain import (
 )
 from coproc.server.passes import DONE, LEFT_TO_PYTHON, POSITION, advance, sources
 from coproc.shared import control as ctl
+from coproc.shared import published as pub
 from storage_tier.words import WORD_BYTES
 
 # Why the loop came back.
@@ -56,11 +61,16 @@ def serve(
     """
     bell, sleeping = desk[GENERAL] + ctl.BELL * WORD_BYTES, desk[GENERAL] + ctl.SLEEPING * WORD_BYTES
     while True:
-        room = room_in_log(desk, shards)
+        room, late = room_in_log(desk, shards), counters[LATE]
         busy = admit(core, workers, records, table, order, count, positions, counters, loss, room)
+        # Who was there when the grace ended is part of the round: after the look into all seats.
+        end_grace(desk, core, workers, records, pair)
         if core[descent.RECORDS] != 0:
             append(desk, core, workers, records, log, ledger, positions, left)
             wake_others(desk, shards)
+            if counters[LATE] != late:
+                # Who was late waits for what becomes of its step; if that was dropped, no pass wakes it.
+                ring(shards[0] + pub.BELL * WORD_BYTES)
             busy = True
         if load(desk[ATTENTION]) != 0:
             return ASKED
@@ -68,7 +78,7 @@ def serve(
         if now >= desk[UNTIL_NS]:
             return HOUSEKEEPING
         applied = free(desk, shards, table, order, count, positions, left)
-        head = word(desk[GENERAL], ctl.HEAD)
+        head = min(word(desk[GENERAL], ctl.HEAD), word(desk[GENERAL], ctl.CUT))
         if head != state[POSITION] and desk[BLOCKED] == 0:
             done = LEFT_TO_PYTHON
             if small:
@@ -89,7 +99,7 @@ def serve(
             fence()
             news = load(desk[ATTENTION]) != 0 or anything_new(table, order, count)
             if not news and applied_by_all(desk, shards) == applied:
-                compiled.wait(bell, seen, min(sleep_ns, desk[UNTIL_NS] - now), pair)
+                compiled.wait(bell, seen, min(sleep_ns, desk[UNTIL_NS] - now, desk[CLOSE_AT_NS] - now), pair)
             store(sleeping, 0)
 
 

@@ -18,8 +18,8 @@ from uuid import uuid4
 import numpy as np
 
 from coproc import optim, probe
-from coproc.consistency import Bsp, Ssp
-from coproc.descent import Sequencer
+from coproc.consistency import Bsp, Quorum, Ssp
+from coproc.descent import HELD_COUNT, Sequencer
 from coproc.errors import ConfigError, CoprocError, Timeout
 from coproc.near import LOOK_AGAIN_S, SPIN_S
 from coproc.server import drain, loop
@@ -52,14 +52,18 @@ _NO_SPIN_FROM = optim.STREAM_FROM
 class Counters:
     """What has been admitted since this server started."""
 
+    loss_sum: float
+    """Sum of loss x examples over the pushes that told their loss."""
     pushes: int
     examples: int
     duplicates: int
     loss_examples: int
     staleness_sum: int
     staleness_max: int
-    loss_sum: float
-    """Sum of loss x examples over the pushes that told their loss."""
+    late: int
+    """Steps that came after their round was closed without them."""
+    not_finite: int
+    """Steps whose gradient was not finite, of a model that skips such."""
 
 
 @dataclass
@@ -110,6 +114,9 @@ class SequencerLoop:
         self._desk[drain.ATTENTION] = self._attention.address
         self._desk[drain.SHARDS_COUNT] = len(shards)
         self._desk[drain.TELLS_SLOWEST] = isinstance(spec.consistency, Ssp)
+        self._desk[drain.CLOSE_AT_NS] = drain.NEVER
+        if isinstance(spec.consistency, Quorum):
+            self._desk[drain.GRACE_NS] = int(spec.consistency.grace_s * 1e9)
         self._recover_seats()
         self.settle()  # compiles the loop, or loads it, before the first gradient comes
 
@@ -146,10 +153,7 @@ class SequencerLoop:
     @property
     def counters(self) -> Counters:
         """What has been admitted so far. Any thread may ask; the numbers may be of neighbouring moments."""
-        pushes, examples, duplicates, loss_examples, staleness_sum, staleness_max, *_ = self._counters.tolist()
-        return Counters(
-            pushes, examples, duplicates, loss_examples, staleness_sum, staleness_max, float(self._loss_sum[0])
-        )
+        return Counters(float(self._loss_sum[0]), *self._counters.tolist())
 
     # -- other threads ---------------------------------------------------------------------------------------
 
@@ -293,6 +297,9 @@ class SequencerLoop:
         self._require_room()
         self.core.leave(worker)
         self.settle()
+        general = self._control.general
+        if general.load(ctl.LOST_WORKER) == worker + 1:
+            general.store(ctl.LOST_WORKER, 0)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """A record of the log: every shard changes at the same version.
@@ -391,6 +398,8 @@ class SequencerLoop:
         if not isinstance(consistency, Bsp) or len(missing) == consistency.workers:
             return
         alive = {taken.worker for taken in self._seats if not taken.closing}
+        given = int(self.core.core[HELD_COUNT])
+        closes = given + sum(worker in alive for worker in missing) >= min(consistency.needed, given + len(missing))
         for worker in missing:
             if worker in alive:
                 self._missing_since.pop(worker, None)
@@ -398,7 +407,7 @@ class SequencerLoop:
                 if consistency.on_loss == "close":
                     with contextlib.suppress(Timeout):  # the log is full for now: it is looked at again soon
                         self.leave(worker)
-                else:
+                elif not closes:
                     self._control.general.store(ctl.LOST_WORKER, worker + 1)
                     for shard in self._shards:
                         shard.words.ring(pub.BELL)

@@ -12,7 +12,7 @@ entries that are still there, which changes nothing unless the sequencer was kil
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +26,13 @@ ROW = 8  # words in a row of a table: one cache line
 
 # General words, grouped by writer so that no two writers share a cache line.
 EPOCH, STATE = 0, 1
+# What a model begins with that is restored: version, count of updates, bits of the learning rate. The log begins empty.
+FIRST_VERSION, FIRST_UPDATES, FIRST_RATE = 2, 3, 4
 HEAD, SLOWEST, WORKERS_USED, SEATS_CHANGED, LOST_WORKER = 8, 9, 10, 11, 12
+# Shards apply the log up to here and no further: all of them then hold one version, which is being copied. A word and
+# no record of the log, so that it ends with the server that set it.
+CUT = 13
+NO_CUT = 1 << 62
 SLEEPING = 16
 BELL = 24
 _GENERAL_WORDS = 64
@@ -86,6 +92,10 @@ SEAT_STATE, SEAT_WORKER, SEAT_GENERATION, SEAT_DEPTH = 0, 1, 2, 3
 SEAT_FREE, SEAT_OPEN = 0, 1
 
 
+Row = tuple[int, int, int, int]
+"""Of the ledger: worker, presence, next step, offset."""
+
+
 class Control:
     """The mapped control region. One sequencer writes; everybody on the host may read at any time."""
 
@@ -109,11 +119,25 @@ class Control:
         return align(words * 8, 4096)
 
     @classmethod
-    def create(cls, path: Path, epoch: int) -> Control:
-        """Create the region of a new model; live from here on."""
+    def create(
+        cls, path: Path, epoch: int, first: tuple[int, int, int] = (0, 0, 0), ledger: Iterable[Row] = ()
+    ) -> Control:
+        """Create the region of a new model; live from here on.
+
+        Args:
+            first: version, count of updates, bits of the learning rate.
+            ledger: (worker, presence, next step, offset) of those that have worked on it before it was restored.
+        """
         control = cls(Region.create(path, cls.size_bytes(), "control"))
         for worker in range(MAX_WORKERS):
             control.claims.store(worker, -1)
+        for word, value in zip((FIRST_VERSION, FIRST_UPDATES, FIRST_RATE), first, strict=True):
+            control.general.store(word, value)
+        for worker, *row in ledger:
+            for word, value in zip((PRESENCE, NEXT_STEP, OFFSET), row, strict=True):
+                control.workers.store(worker * ROW + word, value)
+            control.general.store(WORKERS_USED, max(control.general.load(WORKERS_USED), worker + 1))
+        control.general.store(CUT, NO_CUT)
         control.general.store(EPOCH, epoch)
         control.general.store(STATE, LIVE)
         return control
@@ -148,9 +172,19 @@ class Control:
 
     @property
     def head_version(self) -> int:
-        """The version that the log's last record makes."""
+        """The version that the log's last record makes, or the first one."""
         head = self.head
-        return int(self.log[(head - 1) % LOG_ENTRIES, ENTRY_VERSION]) if head else 0
+        return int(self.log[(head - 1) % LOG_ENTRIES, ENTRY_VERSION]) if head else self.first_version
+
+    @property
+    def first_version(self) -> int:
+        """What the model began with: 0, or more if it was restored."""
+        return self.general.load(FIRST_VERSION)
+
+    @property
+    def due(self) -> int:
+        """How far shards shall apply the log now: to its head, unless a cut is nearer. The head is looked at first."""
+        return min(self.head, self.general.load(CUT))
 
     def entries(self, start: int, stop: int) -> list[Entry]:
         """The committed entries at positions [start, stop), which must still be in the log."""
@@ -191,6 +225,10 @@ class Control:
             if presence:
                 yield worker, Presence(presence), next_step, offset
 
+    def rows(self) -> tuple[Row, ...]:
+        """`ledger`, as plain numbers."""
+        return tuple((worker, int(presence), step, offset) for worker, presence, step, offset in self.ledger())
+
     def next_step(self, worker: int) -> int:
         """The first step of this worker that is not in the log."""
         return self.workers.load(worker * ROW + NEXT_STEP)
@@ -198,11 +236,6 @@ class Control:
     def claimed(self, worker: int) -> int:
         """The last step that an attempt of this worker says is committed in its slots, or -1."""
         return self.claims.load(worker)
-
-    def claim(self, worker: int, step: int) -> None:
-        """Say that `step` of `worker` is committed (after it is). Two attempts may race: a hint, not a promise."""
-        if self.claims.load(worker) < step:
-            self.claims.store(worker, step)
 
 
 _FLOAT, _INTEGER = struct.Struct("<d"), struct.Struct("<q")

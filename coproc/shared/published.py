@@ -14,6 +14,7 @@ other, so no reader's view is ever overwritten.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,12 +64,23 @@ class Published:
 
     @classmethod
     def create(
-        cls, path: Path, params: NDArray[np.float32], state_rows: int, buffers: int, learning_rate: int
+        cls,
+        path: Path,
+        params: NDArray[np.float32],
+        state_rows: int,
+        buffers: int,
+        learning_rate: int,
+        *,
+        state: Sequence[NDArray[np.float32]] = (),
+        version: int = 0,
+        updates: int = 0,
     ) -> Published:
-        """Create the region with `params` (n,) as version 0 and all state zero. Server only.
+        """Create the region with `params` (n,) as its first version. Server only.
 
         Args:
             learning_rate: the bits of the first learning rate (see `control.float_to_word`).
+            state: the optimizer's rows (n,) of a model that is restored; of a new one they are zero.
+            version, updates: where a model that is restored goes on.
 
         Raises:
             OutOfMemory: the tmpfs has no room.
@@ -76,6 +88,11 @@ class Published:
         region = Region.create(path, cls.size_bytes(params.size, state_rows, buffers), "shard")
         shard = cls(region, params.size, state_rows, buffers)
         shard.buffers[0][:] = params
+        for row, values in zip(shard.banks[0] if state else (), state, strict=True):
+            row[:] = values
+        shard.words.store(VERSIONS, version)
+        shard.words.store(BANKS + UPDATES, updates)
+        shard.words.store(PUB, version << 8)
         for buffer in range(1, buffers):
             shard.words.store(VERSIONS + buffer, GONE)
         shard.words.store(BANKS + RATE, learning_rate)

@@ -98,13 +98,6 @@ def test_a_float_travels_as_a_word(value):
     assert word_to_float(word) == value
 
 
-def test_claims_only_grow(control):
-    assert control.claimed(2) == -1
-    control.claim(2, 5)
-    control.claim(2, 3)
-    assert control.claimed(2) == 5
-
-
 def test_one_append_has_whole_records_and_not_more_than_a_replay_reads(control):
     members = ctl.APPEND_ENTRIES // 2 + 1
     entries = [

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from coproc import descent
-from coproc.consistency import Asp, Bsp, Ssp
+from coproc.consistency import Asp, Bsp, Quorum, Ssp
 from coproc.descent import SWEEP_WIDTH, Verdict
 from coproc.shared.control import Entry, Kind, Presence
 
@@ -35,6 +35,10 @@ class Sequencer(descent.Sequencer):
 
     def leave(self, worker):
         super().leave(worker)
+        self.log += self.take()
+
+    def end_grace(self):
+        super().end_grace()
         self.log += self.take()
 
 
@@ -70,6 +74,20 @@ def plan_sweep(entries, position, version, pinned):
     assert max(map(len, updates), default=0) == plan[descent.MEMBERS]
     rate = int(plan[descent.RATE]) if plan[descent.HAS_RATE] else None
     return Plan(updates, int(plan[descent.NEXT_VERSION]), stop, rate)
+
+
+def ledger_of(log):
+    """(worker, presence, next step, offset) as a log sums them."""
+    ledger = {}
+    for e in log:
+        presence, step, offset = ledger.get(e.worker, (Presence.UNKNOWN, 0, 0))
+        if e.kind == Kind.DESCEND:
+            ledger[e.worker] = (presence, e.step + 1, offset)
+        elif e.kind == Kind.JOIN:
+            ledger[e.worker] = (Presence.JOINED, step, e.step)
+        else:
+            ledger[e.worker] = (Presence.LEFT, step, offset)
+    return [(worker, *row) for worker, row in ledger.items()]
 
 
 def gradients(log):
@@ -146,9 +164,168 @@ class AnyOrderSsp(AnyOrder):
     consistency = Ssp(bound=1)
 
 
+@dataclass
+class Rounds:
+    """What `Quorum` says, in plain words: no offsets, no log."""
+
+    count: int
+    late: str
+    workers: int = 3
+
+    def __post_init__(self):
+        self.open = 0  # the round that is open
+        self.given = {}  # worker -> examples, in the open round
+        self.done = [0] * self.workers  # steps that are in a closed round, or dropped
+        self.waits_until = [0] * self.workers  # steps that a worker has committed ahead of its turn
+        self.round_of_next = [0] * self.workers
+        self.members, self.left = set(), set()
+        self.closed = []  # of each round: worker -> (step, examples)
+        self.dropped = []
+
+    def join(self, worker):
+        self.members.add(worker)
+        self.left.discard(worker)
+        self.round_of_next[worker] = self.open
+
+    def leave(self, worker):
+        self.members.discard(worker)
+        self.left.add(worker)
+        self.close_if_all_have_given()
+
+    def commit(self, worker, step, examples):
+        if step > self.done[worker]:
+            self.waits_until[worker] = max(self.waits_until[worker], step + 1)
+            return Verdict.AHEAD
+        if step < self.done[worker] or worker in self.given:
+            return Verdict.DUPLICATE
+        late = worker in self.members and self.round_of_next[worker] < self.open
+        self.round_of_next[worker] = self.open
+        if late and self.late == "drop":
+            self.dropped.append((worker, step))
+            self.done[worker] += 1
+            return Verdict.DROPPED
+        self.given[worker] = examples
+        self.close_if_all_have_given()
+        return Verdict.CARRIED if late else Verdict.ADMITTED
+
+    def close_if_all_have_given(self):
+        def may_give(worker):
+            return worker not in self.left or self.waits_until[worker] > self.done[worker]
+
+        if self.given and all(worker in self.given or not may_give(worker) for worker in range(self.workers)):
+            self.close()
+
+    def end_grace(self):
+        if len(self.given) >= self.count:
+            self.close()
+
+    def close(self):
+        self.closed.append({worker: (self.done[worker], self.given[worker]) for worker in sorted(self.given)})
+        self.open += 1
+        for worker in self.given:
+            self.done[worker] += 1
+            self.round_of_next[worker] = self.open
+        self.given = {}
+
+    def restart(self):
+        """What was given to the open round lies in slots, and is looked at again."""
+        self.given, self.waits_until = {}, [0] * self.workers
+
+
+class AnyOrderQuorum(AnyOrderBsp):
+    """The same, ends of grace and restarts in between, against the plain model."""
+
+    late = "drop"
+
+    def __init__(self):
+        super().__init__()
+        self.rounds = Rounds(2, self.late)
+        self.consistency = Quorum(workers=3, count=2, late=self.late)
+        self.core = sequencer(self.consistency, self.log)
+
+    @initialize(members=st.integers(1, 3))
+    def begin(self, members):
+        for worker in range(members):
+            self.join(worker)
+
+    @rule(worker=st.integers(0, 2), back=st.integers(-1, 2), seat=st.integers(0, 1), examples=st.integers(0, 3))
+    def commit(self, worker, back, seat, examples):
+        step = max(0, self.rounds.done[worker] + (worker in self.rounds.given) - back)
+        verdict = self.core.commit(worker, step, 2 * worker + seat, step % 4, examples)
+        assert verdict is self.rounds.commit(worker, step, examples)
+        if verdict in (Verdict.ADMITTED, Verdict.CARRIED, Verdict.DROPPED):
+            assert (worker, step) not in self.acknowledged
+            self.acknowledged.add((worker, step))
+
+    @rule(straggler=st.integers(0, 2))
+    def close_a_round_without(self, straggler):
+        for worker in {0, 1, 2} - {straggler}:
+            if worker not in self.rounds.given:
+                self.commit(worker, 0, 0, 1)
+        self.end_grace()
+
+    @rule(worker=st.integers(0, 2))
+    def join(self, worker):
+        super().join(worker)
+        self.rounds.join(worker)
+
+    @precondition(lambda self: len(self.left) < 2)
+    @rule(worker=st.integers(0, 2))
+    def leave(self, worker):
+        super().leave(worker)
+        self.rounds.leave(worker)
+
+    @rule()
+    def end_grace(self):
+        self.core.end_grace()
+        self.rounds.end_grace()
+
+    @rule()
+    def restart(self):
+        self.core = Sequencer(self.consistency, self.rounds.open, ledger_of(self.log), records=self.log)
+        self.acknowledged = set(gradients(self.log))
+        self.rounds.restart()
+
+    @invariant()
+    def the_log_is_that_of_the_plain_model(self):
+        closed, dropped, record, version = [], [], {}, 0
+        for e in self.log:
+            if e.kind != Kind.DESCEND:
+                assert e.version == version
+            elif e.version == version and not record:
+                assert (e.examples, e.following) == (0, 0)
+                dropped.append((e.worker, e.step))
+            else:
+                assert e.version == len(closed) + 1
+                record[e.worker] = (e.step, e.examples)
+                if not e.following:
+                    closed.append(record)
+                    record, version = {}, e.version
+        assert (closed, dropped) == (self.rounds.closed, self.rounds.dropped)
+
+    @invariant()
+    def whoever_has_given_is_not_missing(self):
+        assert self.core.version == self.rounds.open
+        assert not set(self.core.missing()) & set(self.rounds.given)
+        for worker, _, step, offset in ledger_of(self.log):
+            assert step == self.rounds.done[worker]
+            if worker in self.rounds.members:
+                assert step + offset == self.rounds.round_of_next[worker]
+
+
+class AnyOrderQuorumThatCarries(AnyOrderQuorum):
+    late = "carry"
+
+    @invariant()
+    def nothing_is_lost(self):
+        assert not self.rounds.dropped
+
+
 TestAsp = AnyOrder.TestCase
 TestBsp = AnyOrderBsp.TestCase
 TestSsp = AnyOrderSsp.TestCase
+TestQuorum = AnyOrderQuorum.TestCase
+TestQuorumThatCarries = AnyOrderQuorumThatCarries.TestCase
 
 
 def test_a_round_closes_when_the_last_worker_has_given():
@@ -184,6 +361,81 @@ def test_a_round_does_not_wait_for_who_has_left_and_goes_on_where_it_comes_back(
     # Its own steps have no hole: what it did not give in rounds 0 and 1 it gives from round 2 on.
     assert core.commit(1, 0, 1, 0, 1) is Verdict.ADMITTED
     assert core.version == 3
+
+
+def late_worker(late):
+    """Three workers with a quorum of two; round 0 was closed without worker 2, whose step 0 comes now."""
+    log = []
+    core = sequencer(Quorum(workers=3, count=2, late=late), log)
+    for worker in range(3):
+        core.join(worker)
+    core.commit(0, 0, 0, 0, 1)
+    core.end_grace()
+    assert core.version == 0  # one is no quorum
+    core.commit(1, 0, 1, 0, 1)
+    assert core.version == 0  # the grace
+    core.end_grace()
+    assert core.version == 1
+    del log[:]
+    return core, log
+
+
+def test_a_late_gradient_is_dropped_and_its_worker_goes_on_in_the_open_round():
+    core, log = late_worker("drop")
+    assert core.commit(2, 0, 2, 0, 7) is Verdict.DROPPED
+    assert [(e.kind, e.version, e.step, e.examples) for e in log] == [(Kind.JOIN, 1, 0, 0), (Kind.DESCEND, 1, 0, 0)]
+    assert core.commit(2, 0, 3, 0, 7) is Verdict.DUPLICATE
+    assert core.commit(2, 1, 2, 1, 7) is Verdict.ADMITTED
+    core.commit(0, 1, 0, 1, 1)
+    core.end_grace()
+    assert [(e.worker, e.step, e.examples) for e in log if e.version == 2] == [(0, 1, 1), (2, 1, 7)]
+
+
+def test_a_late_gradient_is_carried_into_the_open_round():
+    core, log = late_worker("carry")
+    assert core.commit(2, 0, 2, 0, 7) is Verdict.CARRIED
+    assert core.commit(2, 0, 3, 0, 7) is Verdict.DUPLICATE
+    assert core.commit(2, 1, 2, 1, 7) is Verdict.AHEAD  # one gradient of a worker in a round
+    core.commit(0, 1, 0, 1, 1)
+    core.end_grace()
+    assert [(e.worker, e.step, e.examples) for e in log if e.version == 2] == [(0, 1, 1), (2, 0, 7)]
+    assert core.commit(2, 1, 2, 1, 7) is Verdict.ADMITTED
+
+
+@pytest.mark.parametrize("late", ["drop", "carry"])
+def test_a_new_attempt_of_a_late_worker_is_not_late(late):
+    core, log = late_worker(late)
+    core.join(2)
+    assert core.commit(2, 0, 3, 0, 7) is Verdict.ADMITTED
+    core.join(2)  # a twin, while a gradient is held: nothing moves
+    assert [e.kind for e in log] == [Kind.JOIN]
+
+
+def test_with_fewer_members_than_the_quorum_a_round_needs_all_of_them():
+    core, log = late_worker("drop")
+    core.leave(0)
+    core.commit(1, 1, 1, 1, 1)
+    core.end_grace()
+    assert core.version == 1
+    core.leave(2)
+    assert gradients(log) == [(1, 1)]
+
+
+def test_a_skip_counts_as_given():
+    core, _ = late_worker("drop")
+    core.commit(0, 1, 0, 1, 0)
+    core.commit(1, 1, 1, 1, 5)
+    core.end_grace()
+    assert core.version == 2
+
+
+def test_a_kill_between_the_two_records_of_a_dropped_step_drops_it_and_no_other():
+    core, log = late_worker("drop")
+    core.commit(2, 0, 2, 0, 7)
+    move = log[0]
+    again = Sequencer(Quorum(workers=3, count=2), 1, [(0, 1, 1, 0), (1, 1, 1, 0), (2, 1, 0, move.step)])
+    assert again.commit(2, 0, 2, 0, 7) is Verdict.DROPPED
+    assert again.commit(2, 1, 2, 1, 7) is Verdict.ADMITTED
 
 
 def test_a_restart_goes_on_from_the_ledger():
@@ -295,15 +547,18 @@ def test_after_a_restart_a_round_waits_for_what_is_in_the_seat_of_who_has_left()
 
 
 OPERATIONS = st.lists(
-    st.tuples(st.sampled_from(["join", "push", "push", "push", "leave", "restart"]), st.integers(0, 2)), max_size=40
+    st.tuples(st.sampled_from(["join", "push", "push", "push", "grace", "leave", "restart"]), st.integers(0, 2)),
+    max_size=40,
 )
 
 
+@pytest.mark.parametrize("late", [None, "drop", "carry"], ids=["bsp", "drop", "carry"])
 @given(st.integers(1, 3), OPERATIONS)
-def test_nothing_that_was_committed_is_lost_whoever_leaves_and_restarts(workers, operations):
+def test_nothing_that_was_committed_is_lost_whoever_leaves_and_restarts(late, workers, operations):
     """Rings of two slots, polled after each event; in the end all leave, and each commit is in the log, once."""
     log, rings, joined, pushed = [], {}, set(), [0] * workers
-    core = sequencer(Bsp(workers=workers), log)
+    rounds = Quorum(workers=workers, count=max(1, workers - 1), late=late) if late else Bsp(workers=workers)
+    core = sequencer(rounds, log)
 
     def steps():
         return {(e.worker, e.step) for e in log if e.kind == Kind.DESCEND}
@@ -333,18 +588,11 @@ def test_nothing_that_was_committed_is_lost_whoever_leaves_and_restarts(workers,
         elif operation == "leave" and worker in joined:
             core.leave(worker)
             joined.discard(worker)
+        elif operation == "grace":
+            core.end_grace()
         elif operation == "restart":
-            ledger = {}
-            for e in log:
-                presence, step, offset = ledger.get(e.worker, (Presence.UNKNOWN, 0, 0))
-                if e.kind == Kind.DESCEND:
-                    ledger[e.worker] = (presence, e.step + 1, offset)
-                elif e.kind == Kind.JOIN:
-                    ledger[e.worker] = (Presence.JOINED, step, e.step)
-                else:
-                    ledger[e.worker] = (Presence.LEFT, step, offset)
             version = max((e.version for e in log), default=0)
-            core = Sequencer(Bsp(workers=workers), version, [(w, *row) for w, row in ledger.items()], records=log)
+            core = Sequencer(rounds, version, ledger_of(log), records=log)
             for worker, ring in rings.items():
                 ring[:] = [step for step in range(pushed[worker]) if (worker, step) not in steps()]
         poll()

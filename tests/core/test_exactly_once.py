@@ -95,7 +95,8 @@ def test_two_live_twins(client, cluster, name, shards):
 
 
 WORKER_POINTS = sorted(point for point in probe.POINTS if point.startswith("push."))
-SERVER_POINTS = sorted(set(probe.POINTS) - set(WORKER_POINTS))
+# Those of checkpoints have tests of their own.
+SERVER_POINTS = sorted(p for p in probe.POINTS if not p.startswith(("push.", "checkpoint.")))
 
 
 @pytest.mark.parametrize("point", WORKER_POINTS)
@@ -139,7 +140,11 @@ class Threads:
 
 
 @pytest.mark.parametrize("point", SERVER_POINTS)
-@pytest.mark.parametrize("consistency", [coproc.Asp(), coproc.Bsp(workers=2)], ids=["asp", "bsp"])
+@pytest.mark.parametrize(
+    "consistency",
+    [coproc.Asp(), coproc.Bsp(workers=2), coproc.Quorum(workers=2, count=1, late="carry")],
+    ids=["asp", "bsp", "quorum"],
+)
 def test_a_server_killed_at(name, point, consistency):
     with (
         coproc.LocalCluster(environment={"COPROC_FAILPOINT": f"{point}:5"}) as cluster,
@@ -157,7 +162,9 @@ def test_a_server_killed_at(name, point, consistency):
         if consistency == coproc.Asp():
             assert (snapshot.version, whole(snapshot)) == (2 * steps, steps * (1 + 2))
         else:
-            assert (snapshot.version, whole(snapshot)) == (steps, steps * 1.5)
+            # Of rounds with both the mean is 1.5, and of rounds with one of them each worker has as many.
+            assert whole(snapshot) == snapshot.version * 1.5
+            assert steps <= snapshot.version <= (2 * steps if consistency.needed == 1 else steps)
 
 
 @pytest.mark.parametrize(
