@@ -11,13 +11,14 @@ with coproc.LocalCluster() as cluster:
 
 from __future__ import annotations
 
-from coproc import optim
+from coproc import compression, optim, schedules
 from coproc.client import Client, connect
 from coproc.cluster import LocalCluster, LocalServer
-from coproc.consistency import Asp, Bsp, Ssp
+from coproc.consistency import Asp, Bsp, Quorum, Ssp
 from coproc.errors import (
     ConfigError,
     CoprocError,
+    CorruptCheckpoint,
     DataError,
     Diverged,
     LeaseExpired,
@@ -35,15 +36,18 @@ from coproc.errors import (
 from coproc.layout import ParamLayout
 from coproc.model import Model, Snapshot, Worker
 from coproc.near import Receipt
+from coproc.spec import Checkpoints
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Asp",
     "Bsp",
+    "Checkpoints",
     "Client",
     "ConfigError",
     "CoprocError",
+    "CorruptCheckpoint",
     "DataError",
     "Diverged",
     "LeaseExpired",
@@ -55,6 +59,7 @@ __all__ = [
     "OutOfMemory",
     "ParamLayout",
     "PushRejected",
+    "Quorum",
     "Receipt",
     "ServerError",
     "Snapshot",
@@ -65,6 +70,8 @@ __all__ = [
     "Unsupported",
     "Worker",
     "WorkerLost",
+    "compression",
     "connect",
     "optim",
+    "schedules",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,10 @@ from coproc.errors import ConfigError, CoprocError, ModelNotFound, Timeout, Unau
 from coproc.layout import ParamLayout, as_tensors
 from coproc.model import CALL_TIMEOUT_S, Model
 from coproc.optim import Optimizer
-from coproc.spec import ModelSpec, ShardPlace, check_name
+from coproc.spec import Checkpoints, ModelSpec, ShardPlace, check_name
 from coproc.status import ClusterStatus, ModelStatus, ServerStatus, model_status, server_status
 from coproc.v1 import coproc_pb2 as pb
-from coproc.v1 import coproc_pb2_grpc
-from coproc.wire import ERRORS, as_coproc, chunks
+from coproc.wire import ERRORS, as_coproc, chunks, service_stub
 from storage_tier import wire as tier_wire
 from storage_tier.errors import TierError
 
@@ -69,7 +68,7 @@ class Client:
         except TierError as error:
             raise as_coproc(error) from None
         self._servers = [tier_wire.target(host, port) for host, port in servers]
-        self._stubs = [coproc_pb2_grpc.CoprocessorStub(c) for c in self._channels]
+        self._stubs = [service_stub(c) for c in self._channels]
         self._tiers = [TierClient(c, near=near) for c in self._channels]
         for tier, server in zip(self._tiers, self._servers, strict=True):
             tier.peer = server
@@ -117,6 +116,8 @@ class Client:
         shards: int | None = None,
         slots: int | None = None,
         buffers: int | None = None,
+        not_finite: Literal["reject", "skip"] = "reject",
+        checkpoint: Checkpoints | None = None,
         timeout_s: float = 60.0,
     ) -> Model:
         """Store a new model in the tier; version 0 is `params`, converted to float32. Atomic.
@@ -125,10 +126,13 @@ class Client:
             name: letters, digits, dots, dashes, underscores.
             params: first values by tensor name; their order is the order of the flat vector.
             optimizer: how the servers descend; from `coproc.optim`.
-            consistency: `Bsp`, `Ssp` or `Asp` (the default).
+            consistency: `Bsp`, `Quorum`, `Ssp` or `Asp` (the default).
             shards: ranges the vector is cut into, dealt to the servers in turn; by default one a server.
             slots: gradients one attempt may have in flight; each takes the size of the model.
             buffers: parameter buffers a shard.
+            not_finite: what a gradient with NaN or infinity gets: "reject" raises `PushRejected` and pushes nothing;
+                "skip" commits its step without a gradient, and status counts it.
+            checkpoint: when the servers write checkpoints by themselves; else when `Model.checkpoint` is called.
 
         Raises:
             ModelExists, ConfigError, OutOfMemory, Unreachable.
@@ -138,10 +142,12 @@ class Client:
         if not isinstance(optimizer, Optimizer):
             raise ConfigError(f"optimizer must be one of coproc.optim, not {type(optimizer).__name__}")
         if not isinstance(consistency, Consistency):
-            raise ConfigError(f"consistency must be a Bsp, Ssp or Asp of coproc, not {consistency!r:.100}")
+            raise ConfigError(f"consistency must be a Bsp, Quorum, Ssp or Asp of coproc, not {consistency!r:.100}")
         for what, value, most in (("shards", shards, 1 << 20), ("slots", slots, 64), ("buffers", buffers, 16)):
             if value is not None:
                 whole(what, value, 1, most)
+        if checkpoint is not None and not isinstance(checkpoint, Checkpoints):
+            raise ConfigError(f"checkpoint must be a Checkpoints of coproc, not {checkpoint!r:.100}")
         arrays = as_tensors(params)
         layout = ParamLayout.of(arrays)
         flat = np.empty(layout.size, np.float32)
@@ -159,6 +165,8 @@ class Client:
             slots or default_slots,
             buffers or consistency.buffers,
             shards=tuple(ShardPlace(lo, hi, "", "") for lo, hi in layout.shards(count)),
+            not_finite=not_finite,
+            checkpoints=checkpoint,
         )
 
         def requests() -> Any:
@@ -168,6 +176,45 @@ class Client:
 
         with ERRORS.translated(self._servers[0]):
             answer = self._stubs[0].CreateModel(requests(), timeout=timeout_s)
+        return self._model(ModelSpec.from_json(answer.spec_json))
+
+    def restore(
+        self,
+        path: str,
+        *,
+        name: str | None = None,
+        shards: int | None = None,
+        checkpoint: Checkpoints | None = None,
+        timeout_s: float = 60.0,
+    ) -> Model:
+        """A new model that goes on where a checkpoint was taken, on the servers of this address. Atomic.
+
+        It has the checkpoint's version, optimizer's state, learning rate and workers: who joins continues at the step
+        that his worker had reached then. The same pushes lead to the same bits, on however many shards.
+
+        Args:
+            path: the file in the tier; one that lies elsewhere is mounted first.
+            name: of the model; None: as it was called.
+            shards: ranges the vector is cut into; by default one a server.
+            checkpoint: when the servers write checkpoints by themselves; None: as they did.
+
+        Raises:
+            CorruptCheckpoint: it was cut or altered, or is none; what was expected and found.
+            ConfigError: there is no such file. ModelExists, OutOfMemory, Unreachable.
+        """
+        self.check_open()
+        if name is not None:
+            check_name(name)
+        request = pb.RestoreModelRequest(
+            path=path,
+            name=name or "",
+            servers=self._servers,
+            shards_count=whole("shards", shards, 1, 1 << 20) if shards is not None else 0,
+            checkpoints_json=checkpoint.to_json() if checkpoint is not None else "",
+            timeout_ms=int(timeout_s * 1000),
+        )
+        with ERRORS.translated(self._servers[0]):
+            answer = self._stubs[0].RestoreModel(request, timeout=timeout_s)
         return self._model(ModelSpec.from_json(answer.spec_json))
 
     def model(self, name: str) -> Model:

@@ -3,6 +3,7 @@
 CoprocError
  +-- ConfigError          a setting or argument that cannot work
  +-- DataError            rows that cannot be trained on
+ +-- CorruptCheckpoint    a file that is no whole checkpoint
  +-- Unsupported          asked for what this version or this machine cannot do
  +-- ModelNotFound        no model of this name (or no longer)
  +-- ModelExists          the name is taken
@@ -32,6 +33,10 @@ class ConfigError(CoprocError, ValueError):
 
 class DataError(CoprocError, ValueError):
     """Rows that cannot be trained on."""
+
+
+class CorruptCheckpoint(CoprocError, ValueError):
+    """A file that is no whole checkpoint: cut, altered, or something else."""
 
 
 class Unsupported(CoprocError):

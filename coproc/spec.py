@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from coproc import consistency, optim
 from coproc.consistency import Consistency
-from coproc.errors import ConfigError
+from coproc.errors import ConfigError, whole
 from coproc.layout import ParamLayout
 from coproc.optim import Optimizer
 from coproc.shared.published import Published
@@ -58,6 +58,47 @@ class ShardPlace:
 
 
 @dataclass(frozen=True)
+class Checkpoints:
+    """When the servers of a model write a checkpoint by themselves, and how many of them they keep.
+
+    Whichever comes first, and never twice of one version. The server looks a few times a second.
+    """
+
+    every_versions: int | None = None
+    """After so many versions since the last one."""
+    every_s: float | None = None
+    """After so many seconds since the last one."""
+    keep: int = 3
+    """So many stay, the newest; one more was made whole by the time an old one goes. A second one is there if the
+    newest was damaged, a third if training went wrong before it was seen."""
+
+    def __post_init__(self) -> None:
+        if self.every_versions is None and self.every_s is None:
+            raise ConfigError("checkpoints need every_versions or every_s")
+        if self.every_versions is not None:
+            whole("every_versions of checkpoints", self.every_versions, 1, MOST_STEPS)
+        if self.every_s is not None and not (isinstance(self.every_s, int | float) and 0 < self.every_s < float("inf")):
+            raise ConfigError(f"every_s of checkpoints must be a number of seconds above 0, not {self.every_s!r}")
+        whole("keep of checkpoints", self.keep, 1, 1_000_000)
+
+    def to_json(self) -> str:
+        """All of it as JSON text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Checkpoints:
+        """What `to_json` wrote.
+
+        Raises:
+            ConfigError: not such a text, or a value that cannot be.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"not a rule for checkpoints: {error}") from None
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A model's fixed facts. Equal on all servers."""
 
@@ -74,6 +115,10 @@ class ModelSpec:
     home: str = ""
     """Directory of the model on its sequencer (the server of shard 0)."""
     shards: tuple[ShardPlace, ...] = ()
+    not_finite: Literal["reject", "skip"] = "reject"
+    """What becomes of a gradient with NaN or infinity: `PushRejected`; or its step has none, which is counted."""
+    checkpoints: Checkpoints | None = None
+    """None: only when somebody asks for one."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -83,6 +128,8 @@ class ModelSpec:
             raise ConfigError(f"slots must be 1 to 64, not {self.slots}")
         if not 2 <= self.buffers <= 16:
             raise ConfigError(f"buffers must be 2 to 16, not {self.buffers}")
+        if self.not_finite not in ("reject", "skip"):
+            raise ConfigError(f'not_finite must be "reject" or "skip", not {self.not_finite!r:.100}')
 
     @property
     def folder(self) -> str:
@@ -92,6 +139,18 @@ class ModelSpec:
     @property
     def control_path(self) -> Path:
         return Path(self.home) / "control"
+
+    @property
+    def sums_path(self) -> Path:
+        """Where shards tell each other what they measured; there if `sums_count` is not 0 and there are several."""
+        return Path(self.home) / "sums"
+
+    @property
+    def sums_count(self) -> int:
+        """Numbers that each shard measures before it sweeps an update."""
+        if isinstance(self.optimizer, optim.Layerwise):
+            return 2 * len(self.layout.shapes)
+        return 0 if self.optimizer.clip_norm is None else 1
 
     def seat_path(self, seat: int, generation: int) -> Path:
         """The region of a seat; a seat that is given again gets a region of its own."""
@@ -120,6 +179,8 @@ class ModelSpec:
                 "identity": self.identity,
                 "home": self.home,
                 "shards": [vars(place) for place in self.shards],
+                "not_finite": self.not_finite,
+                "checkpoints": None if self.checkpoints is None else asdict(self.checkpoints),
             },
             indent=1,
         )
@@ -144,6 +205,8 @@ class ModelSpec:
                 identity=str(raw.get("identity", "")),
                 home=str(raw.get("home", "")),
                 shards=tuple(ShardPlace(**place) for place in raw.get("shards", ())),
+                not_finite=raw.get("not_finite", "reject"),
+                checkpoints=None if raw.get("checkpoints") is None else Checkpoints(**raw["checkpoints"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             if isinstance(error, ConfigError):

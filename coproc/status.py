@@ -100,6 +100,14 @@ class ModelStatus:
     """Gradients that were committed as files and are not applied yet."""
     gradient_files_note: str = ""
     """Why the first of them waits; '' if none does."""
+    checkpoint_version: int = -1
+    """Of the last checkpoint since its server started; -1 if there was none."""
+    checkpoint_failure: str = ""
+    """Why the newest attempt to write one by itself failed; '' if it did not."""
+    late_count: int = 0
+    """Steps that came after their round was closed without them (`Quorum`)."""
+    not_finite_count: int = 0
+    """Steps whose gradient was not finite and was left out (``not_finite="skip"``)."""
 
 
 @dataclass(frozen=True)
@@ -177,4 +185,8 @@ def model_status(m: Any) -> ModelStatus:
         memory_bytes=m.memory_bytes,
         gradient_files_count=m.gradient_files_count,
         gradient_files_note=m.gradient_files_note,
+        checkpoint_version=m.checkpoint_version,
+        checkpoint_failure=m.checkpoint_failure,
+        late_count=m.late_count,
+        not_finite_count=m.not_finite_count,
     )

@@ -13,7 +13,7 @@ import storage_tier
 CONTRACT = {
     *("connect", "LocalCluster", "LocalServer"),
     *("Client", "Model", "Worker", "Snapshot", "Receipt", "ParamLayout"),
-    *("Bsp", "Ssp", "Asp", "optim"),
+    *("Bsp", "Quorum", "Ssp", "Asp", "Checkpoints", "optim", "schedules", "compression"),
     *("CoprocError", "ConfigError", "DataError", "Diverged", "LeaseExpired", "ModelExists", "ModelNotFound"),
     *(
         "OutOfMemory",
@@ -24,9 +24,22 @@ CONTRACT = {
         "Unreachable",
         "Unsupported",
     ),
-    "WorkerLost",
+    *("WorkerLost", "CorruptCheckpoint"),
 }
-OPTIMIZERS = {"SGD", "Momentum", "Adam", "AdamW"}
+OPTIMIZERS = {
+    "SGD",
+    "Momentum",
+    "Adagrad",
+    "RMSprop",
+    "Adadelta",
+    "Adam",
+    "AdamW",
+    "FTRL",
+    "Lion",
+    "LARS",
+    "LAMB",
+    "Average",
+}
 
 
 def test_the_public_names_are_those_of_the_contract() -> None:

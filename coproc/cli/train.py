@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # What the demonstration does differently: 1,437 small images are few, so small batches and more epochs.
 DEMO: dict[str, Any] = {"epochs": 20, "batch_size": 32, "hidden": (128,), "learning_rate": 3e-3}
 
+# The file of their training rows.
+DIGITS = "digits_train.parquet"
+
 _DATA = "What to train on"
 _NET = "The network"
 _HOW = "How to train"
@@ -27,6 +30,7 @@ _WHERE = "Where"
 
 @in_sentences
 def train(
+    context: typer.Context,
     data: Annotated[
         str | None,
         typer.Argument(help="Parquet file or folder; without it, scikit-learn's handwritten digits."),
@@ -94,6 +98,29 @@ def train(
             help="Directory for model, history and settings (default: coproc-runs/…).", rich_help_panel=_WHERE
         ),
     ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Go on with the run whose --output this is, with its settings and data.",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Where checkpoints go: s3://…, file:///… (embedded cluster: the output directory).",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Versions from one to the next.", rich_help_panel=_WHERE)
+    ] = None,
+    checkpoint_s: Annotated[
+        float | None, typer.Option(help="Seconds from one to the next (default: 60).", rich_help_panel=_WHERE)
+    ] = None,
+    checkpoint_keep: Annotated[int, typer.Option(help="So many stay.", rich_help_panel=_WHERE)] = 2,
     address: Annotated[
         str | None,
         typer.Option(help="coproc://HOST:PORT[,…] of a running cluster; else an embedded one.", rich_help_panel=_WHERE),
@@ -138,6 +165,10 @@ def train(
         "scale": _scale(scale),
         "seed": seed,
         "pool": pool,
+        "checkpoints": checkpoints,
+        "checkpoint_every": checkpoint_every,
+        "checkpoint_s": checkpoint_s,
+        "checkpoint_keep": checkpoint_keep,
         "servers": servers,
         "shards": shards,
         "address": address,
@@ -146,6 +177,10 @@ def train(
         "tls_authority": None if address is None else tls_authority,
         "model": model,
     }
+    if resume is not None:
+        named = [name for name in (*given, "output") if _is_named(context, name)]
+        go_on(resume, data, validation, {name: given.get(name) for name in named})
+        return
     if data is None and (validation is not None or features is not None):
         usage_error("--validation and --features belong to DATA, and none was named")
     if address is not None:
@@ -153,24 +188,65 @@ def train(
     run(data, validation, output, {name: value for name, value in given.items() if value is not None})
 
 
+def _is_named(context: typer.Context, name: str) -> bool:
+    """Whether an option is on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def go_on(directory: str, data: str | None, validation: str | None, changes: dict[str, Any]) -> None:
+    """Resume the run in `directory`; what changes its result cannot be named again."""
+    from coproc.training.resume import FREE, config_of, recorded
+
+    for name in changes:
+        if name not in FREE:
+            usage_error(
+                f"--{name.replace('_', '-')} cannot be given with --resume: the run goes on with its own settings"
+            )
+    if changes.get("address") is not None:
+        require_address(changes["address"])
+    else:
+        changes["tls_authority"] = None
+    changes["token"] = changes.get("token") or token_from_environment()
+    was = recorded(directory)["data"]
+    source, measured_on = data or was.get("source"), validation or was.get("validation")
+    if source is None:
+        usage_error(f"the rows of the run in {directory} were in no file: resume it from the program that began it")
+    # Those of the demonstration were written for that run only.
+    demo = data is None and Path(source).name == DIGITS and not Path(source).exists()
+    config = config_of(directory, changes)
+    train_and_tell(config, None if demo else source, measured_on, directory, resume=True)
+
+
 def run(data: str | None, validation: str | None, output: str | None, given: dict[str, Any]) -> None:
     """Train with progress on standard error, and say at the end what came of it."""
+    name = "digits" if data is None else Path(data).stem
+    directory = output or f"coproc-runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if data is None:
+        from coproc.cli.digits import SCALE
+
+        given = {"scale": SCALE, **DEMO, **given}
+    train_and_tell(_config(given), data, validation, directory)
+
+
+def train_and_tell(
+    config: TrainConfig, data: str | None, validation: str | None, directory: str, resume: bool = False
+) -> None:
+    """Train on a file, or without one on the digits, into a directory."""
     from coproc.cli.show import Display
     from coproc.training import train as train_on
 
-    name = "digits" if data is None else Path(data).stem
-    directory = output or f"coproc-runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     with ExitStack() as stack:
         source, measured_on = data, validation
         if data is None:
-            from coproc.cli.digits import SCALE, write_digits
+            from coproc.cli.digits import write_digits
 
-            given = {"scale": SCALE, **DEMO, **given}
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="coproc-digits-"))
             source, measured_on = (str(path) for path in write_digits(Path(folder)))
-        config = _config(given)
         with Display() as display:
-            result = train_on(config, source, validation=measured_on, output=directory, on_progress=display.update)
+            result = train_on(
+                config, source, validation=measured_on, output=directory, resume=resume, on_progress=display.update
+            )
     from coproc.cli.closing import closing_words
 
     typer.echo(closing_words(result, config, demo=data is None, validated=measured_on is not None))

@@ -31,7 +31,7 @@ class Capabilities:
     """What an architecture can promise. A plan that needs more is refused before it starts."""
 
     consistencies: frozenset[str]
-    """Names of the rules of consistency it knows: "bsp", "ssp", "asp"."""
+    """Names of the rules of consistency it knows: "bsp", "quorum", "ssp", "asp"."""
 
     exactly_once: bool
     """A push is in the model once, whatever is retried or killed."""
@@ -41,6 +41,9 @@ class Capabilities:
 
     elastic: bool
     """Workers may come late, leave and be replaced; no gang of tasks is needed."""
+
+    checkpoints: bool = False
+    """Writes checkpoints, and goes on from one."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,16 @@ class ModeSettings:
     """An optimizer of `coproc.optim`."""
 
     consistency: Any
-    """`coproc.Bsp(workers=N)`, `coproc.Ssp(bound=S)` or `coproc.Asp()`."""
+    """`coproc.Bsp(workers=N)`, `coproc.Quorum(workers=N, count=C)`, `coproc.Ssp(bound=S)` or `coproc.Asp()`."""
 
     shards: int | None = None
     """Shards the model is cut into; None leaves it to the mode."""
+
+    checkpoints: Any = None
+    """A `coproc.Checkpoints`: when the mode is to write checkpoints by itself; None: never."""
+
+    restore: str | None = None
+    """Path in the tier of a checkpoint that the run goes on from; None: from `params`."""
 
     tls_authority: str | None = None
     """A PEM file of whom to trust, on every worker's host, where the servers speak TLS."""
@@ -181,6 +190,10 @@ class Mode(Protocol):
 
     def snapshot(self, *, timeout_s: float) -> Pulled:
         """One whole version that contains what was acknowledged before the call. A copy: it stays."""
+        ...
+
+    def checkpoint(self, *, timeout_s: float) -> None:
+        """Write a checkpoint now. Only where the capabilities say so."""
         ...
 
     def set_learning_rate(self, learning_rate: float) -> None:

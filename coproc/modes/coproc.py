@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from coproc.near import Receipt
 
 CAPABILITIES = Capabilities(
-    consistencies=frozenset({"bsp", "ssp", "asp"}), exactly_once=True, whole_versions=True, elastic=True
+    consistencies=frozenset({"bsp", "quorum", "ssp", "asp"}),
+    exactly_once=True,
+    whole_versions=True,
+    elastic=True,
+    checkpoints=True,
 )
 
 
@@ -38,28 +42,37 @@ class CoprocMode:
     capabilities = CAPABILITIES
 
     def __init__(self, settings: ModeSettings) -> None:
-        """Create the model.
+        """Create the model, or restore it.
 
         Raises:
-            ModelExists: another run has this name.
+            ModelExists: another run has this name. CorruptCheckpoint: what is to be restored is no whole checkpoint.
             Unreachable, Unauthenticated, OutOfMemory: from the cluster.
         """
         self._settings = settings
         self._client: Client | None = connect(settings.address, token=settings.token, tls=trust(settings.tls_authority))
         try:
-            self.model: Model = self._client.create_model(
-                settings.model,
-                params=settings.params,
-                optimizer=settings.optimizer,
-                consistency=settings.consistency,
-                shards=settings.shards,
-            )
+            self.model: Model = self._begin(self._client)
         except ModelExists:
             self._client.close()
             raise taken(settings.model, settings.address, settings.token) from None
         except BaseException:
             self._client.close()
             raise
+
+    def _begin(self, client: Client) -> Model:
+        settings = self._settings
+        if settings.restore is not None:
+            return client.restore(
+                settings.restore, name=settings.model, shards=settings.shards, checkpoint=settings.checkpoints
+            )
+        return client.create_model(
+            settings.model,
+            params=settings.params,
+            optimizer=settings.optimizer,
+            consistency=settings.consistency,
+            shards=settings.shards,
+            checkpoint=settings.checkpoints,
+        )
 
     def exchange_spec(self) -> ExchangeSpec:
         settings = self._settings
@@ -68,6 +81,9 @@ class CoprocMode:
 
     def snapshot(self, *, timeout_s: float) -> Snapshot:
         return self.model.snapshot(timeout_s)
+
+    def checkpoint(self, *, timeout_s: float) -> None:
+        self.model.checkpoint(timeout_s=timeout_s)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """A record of the model's log: it takes effect at one version on all shards."""

@@ -33,6 +33,7 @@ from coproc.spec import ModelSpec
 from storage_tier.catalog import Entry
 from storage_tier.errors import (
     DirectoryNotEmpty,
+    MountConflict,
     ObserverFailed,
     PathExists,
     PathNotDirectory,
@@ -56,9 +57,10 @@ _COMMIT_WITHIN_S = 10.0
 class ModelDirectory(Observer):
     """One a server. Thread-safe."""
 
-    def __init__(self, files: Files, source: Source) -> None:
-        """Does nothing yet."""
+    def __init__(self, files: Files, source: Source, address: str) -> None:
+        """Does nothing yet. `address` is where the servers of the tier reach this one."""
         self._files = files
+        self._address = address
         self._source = source
         self._lock = threading.Lock()
         self._names: dict[str, tuple[tuple[int, int], float]] = {}
@@ -73,15 +75,19 @@ class ModelDirectory(Observer):
 
     # -------------------------------------------------------------- come and go
 
-    def appear(self, spec: ModelSpec) -> None:
+    def appear(self, spec: ModelSpec, again: bool = False) -> None:
         """A model is created: take its name among all servers of the tier, and make its directory.
+
+        Args:
+            again: it had lost its memory, and what there is of its directory stays.
 
         Raises:
             ModelExists: another server has a model of this name. TierError.
         """
-        self._take_name(spec.name)
+        if not again:
+            self._take_name(spec.name)
         try:
-            self._write_spec(spec, exclusive=True)
+            self._write_spec(spec, exclusive=not again)
         except PathExists:
             raise ModelExists(f"model {spec.name!r} is being created by somebody else") from None
         self._make_directories(spec.name)
@@ -104,6 +110,35 @@ class ModelDirectory(Observer):
         self._remove_directory(gradients_path(name), recursive=True)  # what came meanwhile
         self._remove_directory(home(name))
         self.pusher.wake()
+
+    def lost(self) -> dict[str, str]:
+        """Name -> identity of the models that a server at this address had, and that went with its memory.
+
+        Raises:
+            TierError.
+        """
+        found = {}
+        for name in self._homes():
+            entry = self._described(name)
+            if entry is None or entry.metadata.get("server_id") == self._source.server_id:
+                continue
+            identity = str(entry.metadata.get("identity"))
+            if entry.metadata.get("address") != self._address:
+                continue
+            spec = self._source.spec(name)
+            if spec is not None and spec.identity == identity:
+                self._write_spec(spec, exclusive=False)  # it was restored, and the server killed before it said so
+            elif not self._source.knows(name, identity):
+                found[name] = identity
+        return found
+
+    def announce(self, spec: ModelSpec) -> int:
+        """A model that is lost is about to come back; how often it has been described so far, this time included.
+
+        Raises:
+            TierError.
+        """
+        return self._write_spec(spec, exclusive=False, server_id="")
 
     def _recover(self) -> None:
         """After a start: what was being created or deleted when the server before was killed."""
@@ -151,20 +186,26 @@ class ModelDirectory(Observer):
         except (PathNotFound, PathNotDirectory):
             return None
 
-    def _write_spec(self, spec: ModelSpec, exclusive: bool) -> None:
+    def _write_spec(self, spec: ModelSpec, exclusive: bool, server_id: str | None = None) -> int:
         text = spec.to_json().encode()
-        metadata = {"identity": spec.identity, "server": spec.shards[0].server, "server_id": self._source.server_id}
+        metadata = {
+            "identity": spec.identity,
+            "server": spec.shards[0].server,
+            "server_id": self._source.server_id if server_id is None else server_id,
+            "address": self._address,
+        }
         options = CommitOptions(
             exclusive=exclusive, pinned=True, metadata=metadata, write_type=WriteType.MUST_CACHE, origin=(MARK,)
         )
-        self._files.put(spec_path(spec.name), len(text), [text], options)
+        return self._files.put(spec_path(spec.name), len(text), [text], options).version
 
     def _make_directories(self, name: str) -> None:
         self._files.make_directory(gradients_path(name))
         self._files.make_directory(f"{home(name)}/{CHECKPOINTS}")
 
     def _remove_directory(self, path: str, recursive: bool = False) -> None:
-        with suppress(PathNotFound, PathNotDirectory, DirectoryNotEmpty):
+        # A mount point is its user's, who has put checkpoints where they outlive the model.
+        with suppress(PathNotFound, PathNotDirectory, DirectoryNotEmpty, MountConflict):
             self._files.remove_directory(path, recursive)
 
     # ------------------------------------------------------------------ writing

@@ -3,7 +3,7 @@
 /models/NAME/spec.json          what the model is; its metadata say which server orders its pushes
              model.safetensors  virtual: the newest version, whole, made when it is opened
              gradients/         a file here is a push, and gone when it is applied
-             checkpoints/       files of users
+             checkpoints/       VERSION.safetensors: what a model can be restored from; and files of users
 """
 
 from __future__ import annotations
@@ -33,6 +33,16 @@ def model_path(model: str) -> str:
 def gradients_path(model: str) -> str:
     """The directory of its gradients."""
     return f"{TOP}/{model}/{GRADIENTS}"
+
+
+def checkpoints_path(model: str) -> str:
+    """The directory of its checkpoints."""
+    return f"{TOP}/{model}/{CHECKPOINTS}"
+
+
+def checkpoint_path(model: str, version: int) -> str:
+    """One of them; by name they are in the order of their versions."""
+    return f"{TOP}/{model}/{CHECKPOINTS}/{version:012d}.safetensors"
 
 
 def taken_apart(path: str) -> tuple[str, str]:

@@ -100,8 +100,7 @@ class Access:
         if engine is None or engine.sequencer is None or engine.spec.identity != spec.identity:
             server = spec.shards[0].server
             request = pb.PullRequest(name=spec.name, timeout_ms=int(timeout_s * 1000), identity=spec.identity)
-            version, out[:] = pull(self._stub_of(server), server, request, out.size, timeout_s)
-            return version
+            return pull(self._stub_of(server), server, request, out, timeout_s)
         readers = self.readers(engine)
         with readers.use() as seat:
             return readers.model.read_into(seat, out, timeout_s)

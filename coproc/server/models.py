@@ -3,6 +3,7 @@
 <directory>/models/NAME/spec.json    what it is; its presence makes the model exist on this server
                         control      on the sequencer
                         shard-0      a region for each shard of this server
+                        sums         on the sequencer, where shards must know of each other's
                         seats/       on the sequencer
 """
 
@@ -12,18 +13,19 @@ import logging
 import secrets
 import shutil
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from coproc.errors import CoprocError, ModelExists, ModelNotFound, Unsupported
-from coproc.layout import Flat
+from coproc.errors import CoprocError, ModelExists, ModelNotFound, Unreachable, Unsupported
 from coproc.server.engine import Engine
 from coproc.shared import control as ctl
 from coproc.shared import published as pub
-from coproc.shared.control import Control
+from coproc.shared.control import Control, Row
 from coproc.shared.published import Published
+from coproc.shared.sums import Sums
 from coproc.spec import ModelSpec, check_identity, check_name
 from storage_tier.errors import TierError
 from storage_tier.host import write_whole
@@ -33,7 +35,21 @@ from storage_tier.tier import Tier
 log = logging.getLogger(__name__)
 
 FIRST = "first"
-"""Name of the file of first parameters, while a model is being created."""
+"""Name of the file of first parameters, and of state if there is, while a model is being created."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a model begins with: its first parameters; of one that is restored, all that its checkpoint has."""
+
+    rows: NDArray[np.float32]
+    """(1, P): parameters, the state is zero; or (1 + rows of state, P)."""
+    epoch: int
+    """Of the model, at least."""
+    learning_rate: float
+    version: int = 0
+    updates: int = 0
+    ledger: tuple[Row, ...] = ()
 
 
 class Models:
@@ -46,6 +62,9 @@ class Models:
         self._creating: dict[str, ModelSpec] = {}
         self._damaged: dict[str, str] = {}
         self._lock = threading.Lock()
+        self.awaited: dict[str, str] | None = None
+        """Models that went with this server's memory and are being restored: name -> how far that is. None: it has not
+        been looked for such yet."""
 
     def recover(self) -> None:
         """Serve what earlier servers of this directory left, and remove what was half created or deleted.
@@ -98,25 +117,36 @@ class Models:
 
     # -- creating --------------------------------------------------------------------------------------------
 
-    def begin(self, spec: ModelSpec, params: Flat) -> tuple[ModelSpec, Path]:
+    def begin(self, spec: ModelSpec, beginning: Beginning) -> tuple[ModelSpec, Path]:
         """On the sequencer: make the model's directory, its control region, and a file of the first parameters.
 
         Returns:
-            The spec with its identity and home, and the path of that file. `activate` or `abandon` must follow.
+            The spec with its identity (a new one, if it has none) and home, and the path of that file. `activate` or
+            `abandon` must follow.
 
         Raises:
             ModelExists: the name is taken on this server.
             OutOfMemory: no room.
         """
-        spec = replace(spec, identity=secrets.token_hex(8))
+        spec = replace(spec, identity=spec.identity or secrets.token_hex(8))
         spec = replace(spec, home=str(self._home(spec)))
         self._home(spec).mkdir(mode=0o700)
         try:
             self._take_name(spec)
             self._tier.budget.charge(str(spec.control_path), file_bytes(Control.size_bytes()))
-            Control.create(spec.control_path, self._tier.epoch).region.close()
+            rate = ctl.float_to_word(beginning.learning_rate)
+            Control.create(
+                spec.control_path,
+                max(self._tier.epoch, beginning.epoch),
+                (beginning.version, beginning.updates, rate),
+                beginning.ledger,
+            ).region.close()
+            if spec.sums_count and len(spec.shards) > 1:
+                size_bytes = Sums.size_bytes(len(spec.shards), spec.sums_count)
+                self._tier.budget.charge(str(spec.sums_path), file_bytes(size_bytes))
+                Sums.create(spec.sums_path, len(spec.shards), spec.sums_count).region.close()
             first = self._home(spec) / FIRST
-            params.tofile(first)
+            beginning.rows.tofile(first)
         except BaseException:
             self.abandon(spec)
             raise
@@ -159,17 +189,26 @@ class Models:
             self._take_name(spec)
             home.mkdir(mode=0o700)
         rows = len(spec.optimizer.state_rows)
-        rate = ctl.float_to_word(spec.optimizer.learning_rate)
+        control = Control.open(spec.control_path)
+        version, updates, rate = control.general.row(ctl.FIRST_VERSION, 3)
+        control.region.close()
+        row_bytes = 4 * spec.layout.size
+        has_state = params_path.stat().st_size > row_bytes
         places = list(spec.shards)
         try:
             for number, place in enumerate(places):
                 if place.server != server:
                     continue
                 path = home / f"shard-{number}"
-                params = np.fromfile(params_path, np.float32, place.hi - place.lo, offset=place.lo * 4)
+                params, *state = [
+                    np.fromfile(params_path, np.float32, place.hi - place.lo, offset=n * row_bytes + place.lo * 4)
+                    for n in range(1 + rows * has_state)
+                ]
                 size_bytes = Published.size_bytes(params.size, rows, spec.buffers)
                 self._tier.budget.charge(str(path), file_bytes(size_bytes))
-                Published.create(path, params, rows, spec.buffers, rate).close()
+                Published.create(
+                    path, params, rows, spec.buffers, rate, state=state, version=version, updates=updates
+                ).close()
                 places[number] = replace(place, path=str(path))
         except BaseException:
             if home != Path(spec.home):
@@ -211,10 +250,15 @@ class Models:
         """The engine of a model, and of no other one that has or had its name, if an identity is given.
 
         Raises:
-            ModelNotFound: not on this server.
+            ModelNotFound: not on this server. Unreachable: not yet again.
         """
         engine = self._engines.get(name)
         if engine is None:
+            awaited = self.awaited
+            if awaited is None:
+                raise Unreachable(f"this server has just started and looks for model {name!r}")
+            if name in awaited:
+                raise Unreachable(f"the memory of model {name!r} was lost, and it is being restored{awaited[name]}")
             names = sorted(self._engines)
             problem = self._damaged.get(name, f"there is no model {name!r} on this server")
             raise ModelNotFound(f"{problem}; there are {names if names else 'none'}")

@@ -6,6 +6,7 @@ import time
 from collections import deque
 
 from coproc.observers.pushing import Pusher
+from coproc.server.checkpoints import Checkpointing
 from coproc.server.engine import Engine
 from coproc.server.models import Models
 from coproc.server.sequencing import SequencerLoop
@@ -22,11 +23,12 @@ _RATE_OVER_S = 5.0
 class Report:
     """Thread-safe; waits for nothing but the catalog."""
 
-    def __init__(self, tier: Tier, models: Models, files: Files, pusher: Pusher) -> None:
+    def __init__(self, tier: Tier, models: Models, files: Files, pusher: Pusher, checkpoints: Checkpointing) -> None:
         self._tier = tier
         self._models = models
         self._files = files
         self._pusher = pusher
+        self._checkpoints = checkpoints
         self._rates: dict[str, deque[tuple[float, int]]] = {}
         self._started = time.monotonic()
 
@@ -61,6 +63,7 @@ class Report:
     def _model_status(self, engine: Engine, sequencer: SequencerLoop) -> pb.ModelStatus:
         spec, c = engine.spec, sequencer.counters
         files_count, files_note = self._pusher.waiting(spec)
+        checkpoint_version, checkpoint_failure = self._checkpoints.told(spec)
         samples = self._rates.get(spec.name)
         rate = 0.0
         if samples and time.monotonic() > samples[0][0]:
@@ -88,6 +91,10 @@ class Report:
             memory_bytes=self._models.memory_bytes(engine),
             gradient_files_count=files_count,
             gradient_files_note=files_note,
+            checkpoint_version=checkpoint_version,
+            checkpoint_failure=checkpoint_failure,
+            late_count=c.late,
+            not_finite_count=c.not_finite,
         )
 
     def _tier_status(self) -> pb.TierStatus:

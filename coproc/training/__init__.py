@@ -9,9 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import secrets
-import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -19,33 +17,30 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from coproc.client import connect
 from coproc.cluster import LocalCluster
-from coproc.data.base import ColumnPlan, Rows
-from coproc.data.rows import read
-from coproc.errors import ConfigError, CoprocError, DataError, Diverged
-from coproc.grads.base import GradientBackend
+from coproc.errors import ConfigError, CoprocError, CorruptCheckpoint, Diverged
 from coproc.ingest import (
     Destination,
     Ingested,
     ingest_frame,
     ingest_table,
-    open_partition,
-    open_table,
     read_parquet,
     require_file,
 )
-from coproc.modes.base import ModeSettings, load, taken
+from coproc.modes.base import Mode, ModeSettings, load, taken
 from coproc.pools.base import Pool, require_slots
-from coproc.training.base import EpochRow, Flat, Plan, Progress, Result, TrainConfig
+from coproc.training.base import EpochRow, Plan, Progress, Result, TrainConfig
 from coproc.training.fit import Fit, Outcome
+from coproc.training.measuring import measure
+from coproc.training.opening import is_frame, is_table, open_pool
 from coproc.training.output import MODEL, Output, checksum, versions
 from coproc.training.plan import make_plan, require_mode, tasks_of_group
+from coproc.training.resume import Place, check_data, check_settings, history_before, recorded
 from coproc.wire import as_coproc
 from coproc.worker import never
 from storage_tier.errors import TierError
 from storage_tier.wire import trust
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from pyspark.sql import SparkSession
 
 # A path, an Arrow table, or a Spark DataFrame. Told apart when used: neither library is imported for that.
@@ -53,8 +48,7 @@ Data: TypeAlias = Any
 
 __all__ = ["EpochRow", "Progress", "Result", "TrainConfig", "train"]
 
-# Without validation data this many rows of the training data say how good the model is.
-SAMPLE_ROWS = 2000
+CHECKPOINT_TIMEOUT_S = 60.0
 
 
 def silent(progress: Progress) -> None:
@@ -67,6 +61,7 @@ def train(
     *,
     validation: Data | None = None,
     output: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     session: SparkSession | None = None,
     on_progress: Callable[[Progress], None] = silent,
     stop: Callable[[], bool] = never,
@@ -79,7 +74,10 @@ def train(
     Args:
         data: a Parquet file or folder, an Arrow table, or (pool `spark`) a DataFrame.
         validation: the same kinds; measured after each epoch on the driver.
-        output: a directory for model.safetensors, history.jsonl and run.json.
+        output: a directory for model.safetensors, history.jsonl and run.json; of an embedded cluster also for
+            checkpoints.
+        resume: go on with the run that was begun there, from its newest checkpoint, with the settings and data that it
+            had (`coproc.training.resume.config_of`). A synchronous run ends with the bits of one that went through.
         session: the Spark to use; None: the DataFrame's, else the active one, else an embedded one.
         on_progress: called a few times a second, from another thread.
         stop: asked a few times a second; True ends the training with the newest version.
@@ -91,7 +89,7 @@ def train(
     """
     try:
         with contextlib.ExitStack() as stack:
-            run = Run(config, data, validation, output, session, on_progress, stop, stack)
+            run = Run(config, data, validation, output, resume, session, on_progress, stop, stack)
             try:
                 return run.train()
             finally:
@@ -110,6 +108,7 @@ class Run:
         data: Data,
         validation: Data | None,
         output: str | os.PathLike[str] | None,
+        resume: bool,
         session: SparkSession | None,
         on_progress: Callable[[Progress], None],
         stop: Callable[[], bool],
@@ -123,6 +122,10 @@ class Run:
         self.stop = stop
         self.stack = stack
         self.run = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        self.before: Mapping[str, Any] | None = None
+        """What the run that is resumed has written of itself."""
+        self.history: list[dict[str, Any]] = []
+        """Rows of its epochs that were over."""
         self.began = time.monotonic()
         # Everything that can be refused without starting anything is refused first.
         self.mode_module = load(config.mode)
@@ -130,36 +133,57 @@ class Run:
         for given in (data, validation):
             if isinstance(given, str | os.PathLike):
                 require_file(given)
-        self.output = Output(output) if output is not None else None
+        if resume:
+            if output is None:
+                raise ConfigError("to resume a run, name the output directory that it was given")
+            self.before = recorded(output)
+            check_settings(self.before, config)
+            self.run = self.before["run"]
+        self.model = config.model or f"train-{self.run}"
+        self.output = Output(output, resume) if output is not None else None
+        self.checkpoints = self._checkpoints_url()
 
     def train(self) -> Result:
         config = self.config
         address, token = self._cluster()
-        pool = self._pool()
+        pool = open_pool(config, self.data, self.session, self._tell)
+        self.stack.callback(pool.close)
         if config.consistency == "bsp":
             require_slots(pool, config.workers)
         self._tell("reading the data")
         destination = Destination(address, self.run, token, config.tls_authority)
         self.stack.callback(self._remove_data, destination)
+        if self.before is not None:
+            self._remove_data(destination)  # what the run has left in a cluster that lives on
         ingested = self._ingest(pool, destination)
+        if self.before is not None:
+            check_data(self.before, ingested)
         plan = make_plan(config, ingested, self.run)
-        evaluate, measured_on = self._measure(ingested, plan)
+        evaluate, measured_on = measure(config, self.validation, ingested, plan)
         self._tell("creating the model")
         initial = plan.backend.init(config.seed)
-        mode = self.mode_module.start(
+        place = self._place(destination)
+        mode, first_epoch = self._begin(
+            plan,
+            place,
             ModeSettings(
                 address=address,
                 token=token,
-                model=config.model or f"train-{self.run}",
+                model=self.model,
                 params=plan.backend.layout.views(initial),
                 optimizer=config.optimizer_rule(),
                 consistency=config.consistency_rule(),
                 shards=config.shards,
                 tls_authority=config.tls_authority,
-            )
+                checkpoints=config.checkpoint_rule() if place is not None else None,
+            ),
         )
         self.stack.callback(mode.close)
         outcome = Outcome(initial)
+        if self.output is not None:
+            if self.before is not None:
+                self._go_on(self.output, mode, outcome, first_epoch)
+            self.output.run(self._facts(plan, ingested))
         fit = Fit(
             plan=plan,
             mode=mode,
@@ -170,12 +194,16 @@ class Run:
             on_progress=self.on_progress,
             on_row=self.output.row if self.output else lambda row: None,
             stop=self.stop,
+            first_epoch=first_epoch,
         )
         failure: CoprocError | None = None
         try:
             fit.run(outcome)
         except CoprocError as error:
             failure = error
+        if place is not None and (failure is not None or outcome.interrupted):
+            with contextlib.suppress(CoprocError):  # its servers may be what has failed; then the one before is there
+                mode.checkpoint(timeout_s=CHECKPOINT_TIMEOUT_S)
         problem = failure or outcome.diverged
         result = self._result(plan, ingested, outcome, str(problem) if problem is not None else None)
         if outcome.diverged is not None:
@@ -183,6 +211,48 @@ class Run:
         if failure is not None:
             raise failure
         return result
+
+    def _checkpoints_url(self) -> str | None:
+        """Where checkpoints go, if anywhere."""
+        config, able = self.config, self.mode_module.CAPABILITIES.checkpoints
+        asked = config.checkpoints is not None or self.before is not None
+        if asked and not able:
+            raise ConfigError(f"the mode {config.mode!r} writes no checkpoints: leave out --checkpoints and --resume")
+        url = config.checkpoints
+        if url is None and able and self.output is not None and config.address is None:
+            url = self.output.checkpoints_url()
+        if url is None and self.before is not None:
+            url = self.before.get("checkpoints")
+        if url is None and (config.checkpoint_every is not None or config.checkpoint_s is not None):
+            raise ConfigError("--checkpoint-every and --checkpoint-s need a place: give --output, or --checkpoints URL")
+        return url
+
+    def _place(self, destination: Destination) -> Place | None:
+        if self.checkpoints is None:
+            return None
+        place = Place(destination.open(), self.model, self.checkpoints)
+        self.stack.callback(place.close)
+        return place
+
+    def _begin(self, plan: Plan, place: Place | None, settings: ModeSettings) -> tuple[Mode, int]:
+        """(the model, new or from the newest whole checkpoint; the epoch, 0 the first, that is open)."""
+        if self.before is None:
+            return self.mode_module.start(settings), 0
+        broken = ""
+        for path in place.newest_first() if place is not None else ():
+            try:
+                first_epoch = place.epoch_of(path, plan) if place is not None else 0
+                return self.mode_module.start(dataclasses.replace(settings, restore=path)), first_epoch
+            except CorruptCheckpoint as error:
+                broken = broken or f". The newest cannot be used: {error}"
+        raise ConfigError(f"this run has no whole checkpoint in {self.checkpoints} to go on from{broken}")
+
+    def _go_on(self, output: Output, mode: Mode, outcome: Outcome, first_epoch: int) -> None:
+        """The run as it was when the checkpoint was taken."""
+        outcome.keep(mode.snapshot(timeout_s=CHECKPOINT_TIMEOUT_S))
+        outcome.epochs_done = first_epoch
+        self.history = history_before(output.directory, first_epoch)
+        output.begin_history(self.history)
 
     def _tell(self, phase: str) -> None:
         self.on_progress(Progress(phase, epochs=self.config.epochs))
@@ -203,53 +273,11 @@ class Run:
         self.stack.callback(cluster.close)
         return cluster.address, token
 
-    def _pool(self) -> Pool:
-        config = self.config
-        pool: Pool
-        if config.pool == "spark":
-            pool = self._spark_pool()
-        elif config.pool == "processes":
-            from coproc.pools.processes import ProcessPool
-
-            pool = ProcessPool(config.workers)
-        else:
-            from coproc.pools.inline import InlinePool
-
-            pool = InlinePool()
-        self.stack.callback(pool.close)
-        return pool
-
-    def _spark_pool(self) -> Pool:
-        session = self.session or (self.data.sparkSession if _is_frame(self.data) else _active_session())
-        if session is None:
-            # Said before the imports, which take long, too.
-            self._tell("starting Spark")
-        from coproc.pools.session import LocalSpark, require_pyspark
-
-        require_pyspark()
-        from coproc.pools.spark import SparkPool
-
-        if session is not None:
-            self._require_reachable(session)
-            return SparkPool(session)
-        local = LocalSpark(self.config.workers)
-        return SparkPool(local.session, on_close=local.close)
-
-    def _require_reachable(self, session: SparkSession) -> None:
-        """Refuse an embedded cluster where executors on other hosts would look for it in vain."""
-        master = session.conf.get("spark.master", None) or ""
-        if self.config.address is None and not re.match(r"local|spark://(127\.|localhost)|$", master):
-            raise ConfigError(
-                f"the executors of {master} may be on other hosts and cannot reach a cluster that is "
-                "embedded in this process: start one with `coprocessor serve --host …` where they reach it, and "
-                "name its address"
-            )
-
     def _ingest(self, pool: Pool, destination: Destination) -> Ingested:
         config, data = self.config, self.data
-        if config.pool != "spark" and _is_frame(data):
+        if config.pool != "spark" and is_frame(data):
             raise ConfigError(f"a DataFrame needs --pool spark, not {config.pool!r}")
-        if config.pool != "spark" or _is_table(data):
+        if config.pool != "spark" or is_table(data):
             return ingest_table(
                 data,
                 destination,
@@ -261,46 +289,19 @@ class Run:
             )
         spark: Any = pool
         return ingest_frame(
-            data if _is_frame(data) else read_parquet(spark.session, data),
+            data if is_frame(data) else read_parquet(spark.session, data),
             destination,
             partitions_count=config.workers,
             features=config.features,
             label=config.label,
             kind=config.kind,
             run_job=spark.map_in_arrow,
-            origin="the DataFrame" if _is_frame(data) else os.path.basename(os.fspath(data)),
+            origin="the DataFrame" if is_frame(data) else os.path.basename(os.fspath(data)),
         )
 
-    def _measure(self, ingested: Ingested, plan: Plan) -> tuple[Callable[[Flat], Mapping[str, float]], str]:
-        """(what measures a version, on which rows)."""
-        if self.validation is not None:
-            rows = self._validation_rows(ingested)
-            return _evaluator(plan.backend, rows, plan.scale), "validation"
-        fullest = max(ingested.partitions, key=lambda part: part.rows)
-        partition = open_partition(ingested.destination, fullest.partition)
-        sample = Rows(partition.features[:SAMPLE_ROWS], partition.labels[:SAMPLE_ROWS])
-        return _evaluator(plan.backend, sample, plan.scale), "training sample"
-
-    def _validation_rows(self, ingested: Ingested) -> Rows:
-        config, columns = self.config, ingested.columns
-        # A label that the training data do not have cannot be predicted, so it is refused.
-        columns = dataclasses.replace(columns, classes=ingested.classes, width=ingested.width)
-        if _is_frame(self.validation):
-            frame: Any = self.validation
-            table = frame.select(*dict.fromkeys([*columns.features, columns.label])).toArrow()
-            origin = "the validation DataFrame"
-        else:
-            source: Any = self.validation
-            origin, table = open_table(source, config.features, config.label)
-        rows = read(table.to_batches(), _encoded_as(columns, table, config, origin), f"{origin} (validation)")
-        if not len(rows):
-            raise DataError(f"{origin} has no rows: leave out --validation, or give it some")
-        return rows
-
     def _result(self, plan: Plan, ingested: Ingested, outcome: Outcome, error: str | None) -> Result:
-        config = self.config
         params = {name: tensor.copy() for name, tensor in plan.backend.layout.views(outcome.flat).items()}
-        history = [row.to_json_values() for row in outcome.history]
+        history = [*self.history, *(row.to_json_values() for row in outcome.history)]
         wall_s = time.monotonic() - self.began
         if self.output is not None:
             facts = {
@@ -314,19 +315,7 @@ class Run:
             self.output.model(params, facts)
             self.output.run(
                 {
-                    "run": self.run,
-                    "config": config.to_json_values(),
-                    "backend": plan.backend.spec(),
-                    "learning_rate": config.rate,
-                    "scale": plan.scale,
-                    "data": {
-                        "origin": ingested.origin,
-                        "rows": ingested.rows_count,
-                        "width": ingested.width,
-                        "classes": ingested.classes,
-                        "partitions": [dataclasses.asdict(part) for part in ingested.partitions],
-                    },
-                    "parameters": plan.backend.layout.size,
+                    **self._facts(plan, ingested),
                     "version": outcome.version,
                     "epochs_done": outcome.epochs_done,
                     "final": history[-1] if history else None,
@@ -334,7 +323,6 @@ class Run:
                     "error": error,
                     "checksum": checksum(outcome.flat),
                     "wall_s": wall_s,
-                    "versions": versions(),
                 }
             )
         return Result(
@@ -349,22 +337,33 @@ class Run:
             interrupted=outcome.interrupted,
         )
 
+    def _facts(self, plan: Plan, ingested: Ingested) -> dict[str, Any]:
+        """What is known before the first step: a run is resumed by it."""
+        config = self.config
+        return {
+            "run": self.run,
+            "config": config.to_json_values(),
+            "backend": plan.backend.spec(),
+            "learning_rate": config.rate,
+            "scale": plan.scale,
+            "data": {
+                "origin": ingested.origin,
+                "source": _path_of(self.data),
+                "validation": _path_of(self.validation),
+                "rows": ingested.rows_count,
+                "width": ingested.width,
+                "classes": ingested.classes,
+                "partitions": [dataclasses.asdict(part) for part in ingested.partitions],
+            },
+            "parameters": plan.backend.layout.size,
+            "checkpoints": self.checkpoints,
+            "versions": versions(),
+        }
+
     def _remove_data(self, destination: Destination) -> None:
         """At the end: also when a failed ingest left some of it. An unreachable tier has its own cleaning."""
         with contextlib.suppress(TierError), destination.open() as tier:
             tier.delete_prefix(f"/runs/{self.run}")
-
-
-def _evaluator(backend: GradientBackend, rows: Rows, scale: float) -> Callable[[Flat], Mapping[str, float]]:
-    return lambda flat: backend.evaluate(flat, rows.features, rows.labels, scale=scale)
-
-
-def _encoded_as(columns: ColumnPlan, table: pa.Table, config: TrainConfig, origin: str) -> ColumnPlan:
-    """The plan of the training columns for a table that may have them in other types."""
-    from coproc.data.rows import plan_columns
-
-    own = plan_columns(table.schema, config.features, config.label, config.kind, columns.classes, origin)
-    return dataclasses.replace(own, classes=columns.classes, width=columns.width)
 
 
 def _kept(outcome: Outcome, output: str | None) -> str:
@@ -376,17 +375,6 @@ def _kept(outcome: Outcome, output: str | None) -> str:
     return f"{what} is in {os.path.join(output, MODEL)}" if output else f"{what} was not saved: give --output"
 
 
-def _is_frame(data: Any) -> bool:
-    """A Spark DataFrame, classic or Connect, without importing pyspark."""
-    return hasattr(data, "sparkSession") and hasattr(data, "mapInArrow")
-
-
-def _active_session() -> SparkSession | None:
-    """The Spark that this thread uses already. Where pyspark was not imported there is none."""
-    loaded: Any = sys.modules.get("pyspark.sql")
-    session: SparkSession | None = loaded.SparkSession.getActiveSession() if loaded is not None else None
-    return session
-
-
-def _is_table(data: Any) -> bool:
-    return hasattr(data, "to_batches") and hasattr(data, "column_names")
+def _path_of(data: Any) -> str | None:
+    """Where data that lie in a file are."""
+    return os.path.abspath(data) if isinstance(data, str | os.PathLike) else None

@@ -17,7 +17,7 @@ from coproc.errors import ConfigError
 from coproc.grads.base import GradientBackend
 from coproc.grads.mlp import ACTIVATIONS
 from coproc.shared.control import MAX_WORKERS
-from coproc.spec import check_name
+from coproc.spec import Checkpoints, check_name
 
 Flat = NDArray[np.float32]
 ConsistencyName = Literal["bsp", "ssp", "asp"]
@@ -43,6 +43,8 @@ LOSS_KINDS: Mapping[str, Kind] = {
 
 
 COUNTS = ("epochs", "batch_size", "workers", "n_send", "n_fetch", "group_size", "servers", "shards")
+
+DEFAULT_CHECKPOINT_S = 60.0
 
 # Of bounded staleness: enough that a hiccup of one worker stops nobody, few enough that gradients stay fresh.
 DEFAULT_BOUND = 4
@@ -128,6 +130,19 @@ class TrainConfig:
     model: str | None = None
     """Name of the model in the cluster; None: a new one for each run."""
 
+    checkpoints: str | None = None
+    """Where checkpoints go: any URL that fsspec knows and the servers reach; None: into the output directory, where the
+    cluster is an embedded one."""
+
+    checkpoint_every: int | None = None
+    """Versions from one checkpoint to the next."""
+
+    checkpoint_s: float | None = None
+    """Seconds from one to the next; None, without `checkpoint_every`: a minute, which is then the most that is lost."""
+
+    checkpoint_keep: int = 2
+    """So many stay: one more than is needed, should the newest be damaged."""
+
     def __post_init__(self) -> None:
         for name in COUNTS:
             value = getattr(self, name)
@@ -172,6 +187,7 @@ class TrainConfig:
             except ConfigError as error:
                 raise ConfigError(f"--model {self.model!r:.200}: {error}") from None
         self._check_rate()
+        self.checkpoint_rule()
         if self.consistency == "bsp" and self.batches_per_fetch != self.n_send:
             raise ConfigError(
                 f"bsp computes every gradient on the newest version: --n-fetch must equal --n-send, not "
@@ -208,6 +224,16 @@ class TrainConfig:
         if self.consistency == "asp":
             return Asp()
         return Ssp(bound=DEFAULT_BOUND if self.bound is None else self.bound)
+
+    def checkpoint_rule(self) -> Checkpoints:
+        """When the cluster writes checkpoints, where it has a place for them."""
+        every_s = self.checkpoint_s
+        if every_s is None and self.checkpoint_every is None:
+            every_s = DEFAULT_CHECKPOINT_S
+        try:
+            return Checkpoints(self.checkpoint_every, every_s, self.checkpoint_keep)
+        except ConfigError as error:
+            raise ConfigError(f"--checkpoint-every, --checkpoint-s, --checkpoint-keep: {error}") from None
 
     def optimizer_rule(self) -> optim.Optimizer:
         """The optimizer as the cluster takes it."""

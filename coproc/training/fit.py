@@ -55,6 +55,8 @@ class Fit:
     on_progress: Callable[[Progress], None]
     on_row: Callable[[EpochRow], None]
     stop: Callable[[], bool]
+    first_epoch: int = 0
+    """Where a run that is resumed goes on; its workers know their steps."""
 
     def run(self, outcome: Outcome) -> None:
         """Train all epochs; `outcome` is right at any moment, whatever ends the training.
@@ -65,7 +67,7 @@ class Fit:
             CoprocError: a failure of workers or servers.
         """
         try:
-            for epoch in range(self.plan.config.epochs):
+            for epoch in range(self.first_epoch, self.plan.config.epochs):
                 if self.stop() or not self._epoch(epoch, outcome):
                     outcome.interrupted = True
                     break

@@ -1,4 +1,4 @@
-"""What a run leaves in its output directory: model.safetensors, history.jsonl, run.json."""
+"""What a run leaves in its output directory: model.safetensors, history.jsonl, run.json; checkpoints beside them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from coproc.errors import ConfigError
 from coproc.training.base import EpochRow, Flat
 
 MODEL, HISTORY, RUN = "model.safetensors", "history.jsonl", "run.json"
+CHECKPOINTS = "checkpoints"
 
 
 class Output:
     """The files of one run. Each is written whole or not at all; only the history grows, by lines."""
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
-        """Make the directory, and begin the history.
+    def __init__(self, directory: str | os.PathLike[str], resume: bool = False) -> None:
+        """Make the directory, and begin the history; of a run that is resumed leave it as it is.
 
         Raises:
             ConfigError: it cannot be written to; better said before the training than after it.
@@ -32,7 +33,8 @@ class Output:
         self._made = not self.directory.exists()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            (self.directory / HISTORY).write_text("")
+            if not resume:
+                (self.directory / HISTORY).write_text("")
         except OSError as error:
             raise ConfigError(f"--output {self.directory} cannot be written to: {error.strerror}") from None
 
@@ -40,6 +42,16 @@ class Output:
         """Nothing came of the run: remove the directory, if the run made it and it still has no model."""
         if self._made and not (self.directory / MODEL).exists():
             shutil.rmtree(self.directory, ignore_errors=True)
+
+    def checkpoints_url(self) -> str:
+        """Of a directory for them, which is made."""
+        folder = self.directory.absolute() / CHECKPOINTS
+        folder.mkdir(exist_ok=True)
+        return folder.as_uri()
+
+    def begin_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Have these rows and no others before the next one."""
+        _replace(self.directory / HISTORY, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def row(self, row: EpochRow) -> None:
         """Add a line to the history."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -315,3 +317,22 @@ def test_sizes_are_read_and_written():
         1_500_000_000,
     ]
     assert [size(count) for count in (999, 57_200_000)] == ["999 B", "57.2 MB"]
+
+
+def test_a_run_is_resumed(rows, tmp_path):
+    """Interrupted by the terminal, and gone on with by its directory alone; what would change it is refused."""
+    given = ("train", rows, "--features", "x0,x1,x2", "--hidden", "none", "--pool", "processes", "--output", "out")
+    more = ("--epochs", "300", "--batch-size", "4", "--checkpoint-every", "20")
+    command = [sys.executable, "-W", "error", "-m", "coproc", *map(str, given), *more]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + TIMEOUT_S
+    while not list((tmp_path / "out" / "checkpoints").glob("0*")) and time.monotonic() < deadline:
+        select.select([], [], [], 0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(TIMEOUT_S) == 130
+    fails(run("train", "--resume", "out", "--epochs", "5", cwd=tmp_path), "--epochs cannot be given", code=2)
+    fails(run("train", "--resume", "nowhere", cwd=tmp_path), "no run in nowhere")
+    done = run("train", "--resume", "out", "--pool", "inline", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    history = [json.loads(line) for line in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in history] == list(range(1, 301))

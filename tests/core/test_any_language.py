@@ -55,6 +55,28 @@ def push(lease, step, value, examples):
     return stub.Push(requests(), timeout=60, metadata=as_who)
 
 
+def push_pull(lease, step, value, examples, timeout_ms=20_000, first_chunk=False):
+    data = chunks(array("f", [value]) * PARAMETERS)
+
+    def requests():
+        begin = pb.PushBegin(name="foreign", lease_id=lease, step=step, examples=examples, timeout_ms=timeout_ms)
+        first = pb.PushPullRequest(begin=pb.PushPullBegin(push=begin))
+        if first_chunk:
+            first.chunk = data.pop(0)
+        yield first
+        for chunk in data:
+            yield pb.PushPullRequest(chunk=chunk)
+    answers = stub.PushPull(requests(), timeout=60, metadata=as_who)
+    return next(answers).receipt, answers
+
+
+def version_of(answers):
+    first = next(answers)
+    values = array("f")
+    values.frombytes(first.chunk + b"".join(answer.chunk for answer in answers))
+    return first.header.version, len(values), set(values)
+
+
 def refused(call):
     try:
         call()
@@ -99,9 +121,19 @@ with grpc.insecure_channel(address) as channel:
     version, values = pull(least=3)  # as a reader, without a lease
     assert (version, set(values)) == (3, {3.0})
 
-    code, kind, sentence = refused(lambda: push(leases[0], 3, float("nan"), 1))
+    # The receipt is there while the other is missing, and stands though the version is not there in time.
+    receipt, answers = push_pull(leases[0], 3, 4.0, 1, timeout_ms=200)
+    assert (receipt.step, receipt.duplicate, receipt.next_step) == (3, False, 4)
+    code, kind, sentence = refused(lambda: next(answers))
+    assert (code, kind) == (grpc.StatusCode.DEADLINE_EXCEEDED, "Timeout") and "workers [1]" in sentence, sentence
+    receipt, answers = push_pull(leases[1], 3, 2.0, 1, first_chunk=True)
+    assert (receipt.duplicate, version_of(answers)) == (False, (4, PARAMETERS, {0.0}))
+    receipt, answers = push_pull(leases[0], 3, 4.0, 1)  # again
+    assert receipt.duplicate and receipt.own and version_of(answers) == (4, PARAMETERS, {0.0})
+
+    code, kind, sentence = refused(lambda: push(leases[0], 4, float("nan"), 1))
     assert (code, kind) == (grpc.StatusCode.INVALID_ARGUMENT, "PushRejected") and "worker 0" in sentence, sentence
-    code, kind, _ = refused(lambda: push("no such lease", 3, 1.0, 1))
+    code, kind, _ = refused(lambda: push("no such lease", 4, 1.0, 1))
     assert (code, kind) == (grpc.StatusCode.FAILED_PRECONDITION, "LeaseExpired")
     code, kind, _ = refused(lambda: stub.GetModel(pb.GetModelRequest(name="nobody"), timeout=60, metadata=as_who))
     assert (code, kind) == (grpc.StatusCode.NOT_FOUND, "ModelNotFound")
@@ -113,7 +145,7 @@ with grpc.insecure_channel(address) as channel:
         stub.Close(pb.CloseRequest(name="foreign", lease_id=lease), timeout=60, metadata=as_who)
     status = stub.GetStatus(pb.GetStatusRequest(), timeout=60, metadata=as_who)
     (model,) = status.models
-    assert (model.version, model.pushes_count, model.workers_count) == (3, 6, 0), model
+    assert (model.version, model.pushes_count, model.workers_count) == (4, 8, 0), model
     stub.DeleteModel(pb.DeleteModelRequest(name="foreign"), timeout=60, metadata=as_who)
     assert not stub.ListModels(pb.ListModelsRequest(), timeout=60, metadata=as_who).names
 print("all of it")

@@ -13,7 +13,12 @@ from coproc.compression.feedback import Part
 from coproc.errors import ConfigError
 from coproc.v1 import coproc_pb2 as pb
 
-KINDS = [(pb.PushRequest, wire._PUSH_CHUNK), (pb.PullResponse, wire._PULL_CHUNK)]
+KINDS = [
+    (pb.PushRequest, wire._PUSH_CHUNK),
+    (pb.PushPullRequest, wire._PUSH_CHUNK),
+    (pb.PullResponse, wire._PULL_CHUNK),
+    (pb.PushPullResponse, wire._PULL_CHUNK),
+]
 
 
 @pytest.mark.parametrize("length", [1, 2, 127, 128, 16_383, 16_384, 1 << 20, (1 << 21) + 5])
@@ -31,6 +36,19 @@ def test_a_part_without_bytes_is_one_too():
     for kind, tag in KINDS:
         assert kind.FromString(wire._written(Part(b"", True), tag)).coded == b""
         assert wire._read(wire._written(Part(b"", True), tag), kind, tag) == (b"", True)
+
+
+@pytest.mark.parametrize(("length", "count"), [(0, 1), (1, 1), (wire._SMALL_BYTES, 1), (wire._SMALL_BYTES + 1, 2)])
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize("more", [[], [Part(b"more", False)]])
+def test_a_small_part_goes_with_the_message_before_it(length, count, coded, more):
+    begin = pb.PushPullBegin(min_version=5)
+    sent = [Part(bytes(length), coded), *more]
+    messages = list(wire.led(pb.PushPullRequest(begin=begin), sent))
+    assert len(messages) == count + len(more)
+    assert messages[0].begin == begin
+    assert [part for part in wire.parts(messages) if part.data] == [part for part in sent if part.data]
+    assert list(wire.led(pb.PushPullRequest(begin=begin), [])) == [pb.PushPullRequest(begin=begin)]
 
 
 def fields():
