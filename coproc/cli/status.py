@@ -100,6 +100,8 @@ def model_facts(model: ModelStatus) -> dict[str, str]:
         "shards": str(model.shards_count),
         "workers": str(model.workers_count),
         "pushes": f"{amount(model.pushes_count)}, {model.pushes_per_s:,.1f} a second",
+        **({"late": f"{amount(model.late_count)} after their round was closed"} if model.late_count else {}),
+        **({"not finite": f"{amount(model.not_finite_count)} left out"} if model.not_finite_count else {}),
         "staleness": f"{model.staleness_mean:.1f}, at most {model.staleness_max}",
         "memory": size(model.memory_bytes),
     }
@@ -107,6 +109,10 @@ def model_facts(model: ModelStatus) -> dict[str, str]:
         facts["gradient files"] = f"{amount(model.gradient_files_count)} to be applied"
     if model.gradient_files_note:
         facts["of these"] = model.gradient_files_note
+    if model.checkpoint_version >= 0:
+        facts["checkpoint"] = f"of version {amount(model.checkpoint_version)}"
+    if model.checkpoint_failure:
+        facts["no checkpoint"] = model.checkpoint_failure
     if model.failure:
         facts["failed"] = model.failure
     elif model.waiting_for and not model.pushes_per_s:

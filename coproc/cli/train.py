@@ -76,8 +76,17 @@ def train(
     ] = "linear",
     consistency: Annotated[
         str,
-        typer.Option(help="bsp (synchronous), ssp (bounded), asp (asynchronous).", rich_help_panel=_HOW),
+        typer.Option(help="bsp (synchronous), quorum, ssp (bounded), asp (asynchronous).", rich_help_panel=_HOW),
     ] = "bsp",
+    quorum: Annotated[
+        int | None, typer.Option(help="quorum: gradients that close a round.", rich_help_panel=_HOW)
+    ] = None,
+    grace_s: Annotated[
+        float, typer.Option("--grace-s", help="quorum: seconds it waits for the others.", rich_help_panel=_HOW)
+    ] = 0.0,
+    late: Annotated[
+        str, typer.Option(help="quorum: drop what comes late, or carry it on.", rich_help_panel=_HOW)
+    ] = "drop",
     bound: Annotated[
         int | None, typer.Option(help="ssp: steps the fastest may be ahead (default: 4).", rich_help_panel=_HOW)
     ] = None,
@@ -159,6 +168,9 @@ def train(
         "schedule": schedule,
         "consistency": consistency,
         "bound": bound,
+        "quorum": quorum,
+        "grace_s": grace_s,
+        "late": late,
         "n_send": n_send,
         "n_fetch": n_fetch,
         "group_size": group_size,

@@ -69,7 +69,7 @@ def require_slots(pool: Pool, workers_count: int) -> None:
     """
     if pool.slots is not None and workers_count > pool.slots:
         raise ConfigError(
-            f"synchronous training (bsp) needs all {workers_count} workers to run at once, and the pool "
+            f"synchronous training needs all {workers_count} workers to run at once, and the pool "
             f"{pool.name!r} has {pool.slots} slot{'s' if pool.slots != 1 else ''}: they would wait for each "
             f"other for ever. Use --workers {pool.slots}, more slots, or --consistency asp"
         )

@@ -28,7 +28,7 @@ from coproc.ingest import (
 )
 from coproc.modes.base import Mode, ModeSettings, load, taken
 from coproc.pools.base import Pool, require_slots
-from coproc.training.base import EpochRow, Plan, Progress, Result, TrainConfig
+from coproc.training.base import ROUNDS, EpochRow, Plan, Progress, Result, TrainConfig
 from coproc.training.fit import Fit, Outcome
 from coproc.training.measuring import measure
 from coproc.training.opening import is_frame, is_table, open_pool
@@ -148,7 +148,7 @@ class Run:
         address, token = self._cluster()
         pool = open_pool(config, self.data, self.session, self._tell)
         self.stack.callback(pool.close)
-        if config.consistency == "bsp":
+        if config.consistency in ROUNDS:
             require_slots(pool, config.workers)
         self._tell("reading the data")
         destination = Destination(address, self.run, token, config.tls_authority)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coproc import optim
-from coproc.consistency import MOST_BSP_WORKERS, Asp, Bsp, Consistency, Ssp
+from coproc.consistency import MOST_BSP_WORKERS, Asp, Bsp, Consistency, Quorum, Ssp
 from coproc.data.base import Kind
 from coproc.errors import ConfigError
 from coproc.grads.base import GradientBackend
@@ -20,7 +20,9 @@ from coproc.shared.control import MAX_WORKERS
 from coproc.spec import Checkpoints, check_name
 
 Flat = NDArray[np.float32]
-ConsistencyName = Literal["bsp", "ssp", "asp"]
+ConsistencyName = Literal["bsp", "quorum", "ssp", "asp"]
+# Those in which all workers take part in each round.
+ROUNDS = ("bsp", "quorum")
 PoolName = Literal["spark", "processes", "inline"]
 
 # What the field uses where nothing is known about the data; the loss then says whether it was too much. An
@@ -95,6 +97,15 @@ class TrainConfig:
     bound: int | None = None
     """ssp: how many steps the fastest worker may be ahead of the slowest; None: 4. The others have none."""
 
+    quorum: int | None = None
+    """quorum: gradients that close a round without the others."""
+
+    grace_s: float = 0.0
+    """quorum: seconds that a round stays open for the others."""
+
+    late: Literal["drop", "carry"] = "drop"
+    """quorum: what comes after its round: only counted, or part of the round that is open then."""
+
     n_send: int = 1
     """Batches summed into one push. 1: in shared memory a push costs less than a batch."""
 
@@ -167,7 +178,7 @@ class TrainConfig:
         _one_of("--activation", self.activation, ACTIVATIONS)
         _one_of("--optimizer", self.optimizer, sorted(optim.registered()))
         _one_of("--schedule", self.schedule, SCHEDULES)
-        _one_of("--consistency", self.consistency, ("bsp", "ssp", "asp"))
+        _one_of("--consistency", self.consistency, ("bsp", "quorum", "ssp", "asp"))
         _one_of("--pool", self.pool, ("spark", "processes", "inline"))
         if self.bound is not None and self.consistency != "ssp":
             raise ConfigError(
@@ -176,7 +187,16 @@ class TrainConfig:
             )
         if self.bound is not None and self.bound < 0:
             raise ConfigError(f"--bound must be at least 0, not {self.bound}")
-        most = MOST_BSP_WORKERS if self.consistency == "bsp" else MAX_WORKERS
+        if self.consistency == "quorum":
+            if self.quorum is None:
+                raise ConfigError(
+                    f"--consistency quorum needs --quorum: 1 to {self.workers} gradients that close a round"
+                )
+        elif self.quorum is not None or self.grace_s or self.late != "drop":
+            raise ConfigError(
+                f"--quorum, --grace-s and --late go with --consistency quorum, not with {self.consistency}"
+            )
+        most = MOST_BSP_WORKERS if self.consistency in ROUNDS else MAX_WORKERS
         if self.workers > most:
             raise ConfigError(
                 f"--workers can be at most {most} with --consistency {self.consistency}, not {self.workers}"
@@ -186,11 +206,12 @@ class TrainConfig:
                 check_name(self.model)
             except ConfigError as error:
                 raise ConfigError(f"--model {self.model!r:.200}: {error}") from None
+        self.consistency_rule()
         self._check_rate()
         self.checkpoint_rule()
-        if self.consistency == "bsp" and self.batches_per_fetch != self.n_send:
+        if self.consistency in ROUNDS and self.batches_per_fetch != self.n_send:
             raise ConfigError(
-                f"bsp computes every gradient on the newest version: --n-fetch must equal --n-send, not "
+                f"{self.consistency} computes every gradient on the newest version: --n-fetch must equal --n-send, not "
                 f"{self.batches_per_fetch} and {self.n_send}; use --consistency ssp or asp for other rhythms"
             )
 
@@ -221,6 +242,9 @@ class TrainConfig:
         """The rule of consistency as the cluster takes it."""
         if self.consistency == "bsp":
             return Bsp(workers=self.workers)
+        if self.consistency == "quorum":
+            assert self.quorum is not None
+            return Quorum(workers=self.workers, count=self.quorum, grace_s=self.grace_s, late=self.late)
         if self.consistency == "asp":
             return Asp()
         return Ssp(bound=DEFAULT_BOUND if self.bound is None else self.bound)

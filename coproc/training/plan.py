@@ -9,7 +9,7 @@ from coproc.errors import ConfigError, OutOfMemory
 from coproc.ingest import Destination, Ingested
 from coproc.modes.base import Capabilities, ExchangeSpec
 from coproc.shared.published import Published
-from coproc.training.base import Plan, TrainConfig
+from coproc.training.base import ROUNDS, Plan, TrainConfig
 from coproc.worker import DataSpec, WorkerTask
 
 BYTES_SCALE = 255.0
@@ -48,7 +48,7 @@ def make_plan(config: TrainConfig, ingested: Ingested, run: str) -> Plan:
     rows = tuple(part.rows for part in ingested.partitions)
     own = [-(-count // (config.batch_size * config.n_send)) for count in rows]
     # In a synchronous round everybody takes part: shorter partitions skip until the longest is through.
-    pushes = [max(own)] * len(own) if config.consistency == "bsp" else own
+    pushes = [max(own)] * len(own) if config.consistency in ROUNDS else own
     automatic = BYTES_SCALE if ingested.features_dtype == "uint8" else 1.0
     return Plan(
         config=config,
@@ -114,6 +114,10 @@ def tasks_of_group(
 ) -> list[WorkerTask]:
     """The tasks of one group of an epoch (0-based), one for each worker that has something to do in it."""
     config = plan.config
+    # Nobody may wait for a worker that has no task. With bounded staleness the fast ones would; and where only the last
+    # ones are late, their rounds would never have a quorum of several.
+    late_alone = config.quorum is not None and 1 < config.quorum < config.workers
+    leave_after_task = config.consistency == "ssp" or late_alone
     tasks = []
     for worker, pushes in enumerate(plan.pushes_per_epoch):
         until = plan.until_step(worker, epoch, group)
@@ -141,8 +145,7 @@ def tasks_of_group(
                 end_step=config.epochs * pushes,
                 n_fetch=config.batches_per_fetch,
                 n_send=config.n_send,
-                # Nobody may wait for a worker that has no task: with bounded staleness the fast ones would.
-                leave_after_task=config.consistency == "ssp",
+                leave_after_task=leave_after_task,
             )
         )
     return tasks

@@ -130,6 +130,29 @@ def test_asynchronous_training_uses_every_row_in_every_epoch(settings, consisten
     assert result.version == 3 * pushes
 
 
+@pytest.mark.parametrize("rhythm", [{}, {"group_size": 2}], ids=str)
+@pytest.mark.parametrize("late", ["drop", "carry"])
+def test_rounds_without_the_slowest_end_whatever_comes_late(settings, late, rhythm):
+    # In processes, where somebody is late indeed; the last worker has fewer rows and skips.
+    quorum = {"consistency": "quorum", "quorum": 1, "late": late, "workers": 2, "pool": "processes", "batch_size": 2}
+    result = train(TrainConfig(**{**settings, **quorum, **rhythm}), blobs(31))
+    assert len(result.history) == settings["epochs"]
+    # Each round has one gradient at the least, and two at the most.
+    pushes = 3 * (8 + 8)
+    assert pushes / 2 <= result.version <= pushes
+    if late == "carry":
+        assert sum(row["examples"] for row in result.history) == 3 * 31
+
+
+def test_a_whole_quorum_without_anybody_late_is_synchronous(settings):
+    whole = {"consistency": "quorum", "quorum": 3, "workers": 3, "grace_s": 1.0}
+    rounds = train(TrainConfig(**{**settings, "workers": 3}), blobs(31))
+    quorum = train(TrainConfig(**{**settings, **whole}), blobs(31))
+    assert quorum.version == rounds.version
+    for name, value in rounds.params.items():
+        assert (quorum.params[name] == value).all()
+
+
 def test_learns_and_leaves_its_files(settings, tmp_path):
     config = TrainConfig(**{**settings, "optimizer": "adam", "learning_rate": 0.02, "epochs": 8})
     heard = []
@@ -296,6 +319,11 @@ def test_wrong_addresses_and_tokens_are_said_at_once(settings):
         ({"dropout": 1.0}, "--dropout is the share .* below 1, not 1.0"),
         ({"dropout": float("nan")}, "--dropout is the share"),
         ({"activation": "sine"}, "--activation must be one of relu, tanh, not 'sine'"),
+        ({"consistency": "quorum"}, "--consistency quorum needs --quorum: 1 to 2"),
+        ({"consistency": "quorum", "quorum": 9}, "the count of Quorum must be a whole number from 1 to 2"),
+        ({"consistency": "quorum", "quorum": 1, "late": "maybe"}, "late must be"),
+        ({"quorum": 1}, "--quorum, --grace-s and --late go with --consistency quorum, not with bsp"),
+        ({"consistency": "quorum", "quorum": 1, "n_fetch": 3}, "quorum computes every gradient on the newest version"),
         ({"bound": 2}, "--bound 2 goes with --consistency ssp, not with bsp"),
         ({"bound": 2, "consistency": "asp"}, "--bound 2 goes with --consistency ssp, not with asp"),
         ({"bound": -1, "consistency": "ssp"}, "--bound must be at least 0, not -1"),
