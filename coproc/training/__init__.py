@@ -182,7 +182,7 @@ class Run:
         outcome = Outcome(initial)
         if self.output is not None:
             if self.before is not None:
-                self._go_on(self.output, mode, outcome, first_epoch)
+                first_epoch = self._go_on(self.output, mode, outcome, first_epoch)
             self.output.run(self._facts(plan, ingested))
         fit = Fit(
             plan=plan,
@@ -247,12 +247,16 @@ class Run:
                 broken = broken or f". The newest cannot be used: {error}"
         raise ConfigError(f"this run has no whole checkpoint in {self.checkpoints} to go on from{broken}")
 
-    def _go_on(self, output: Output, mode: Mode, outcome: Outcome, first_epoch: int) -> None:
-        """The run as it was when the checkpoint was taken."""
+    def _go_on(self, output: Output, mode: Mode, outcome: Outcome, first_epoch: int) -> int:
+        """The run as it was when the checkpoint was taken; the epoch that it goes on with.
+
+        One that was over and has no row yet is gone through once more: nothing is left to push, and it is measured.
+        """
         outcome.keep(mode.snapshot(timeout_s=CHECKPOINT_TIMEOUT_S))
-        outcome.epochs_done = first_epoch
         self.history = history_before(output.directory, first_epoch)
+        outcome.epochs_done = len(self.history)
         output.begin_history(self.history)
+        return len(self.history)
 
     def _tell(self, phase: str) -> None:
         self.on_progress(Progress(phase, epochs=self.config.epochs))

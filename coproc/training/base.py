@@ -285,7 +285,7 @@ class EpochRow:
     version: int
     """Of the model at the end of the epoch."""
     loss: float
-    """Mean training loss over the epoch's examples, each at the parameters of its step."""
+    """Mean training loss over the epoch's examples, each at the parameters of its step; NaN if unknown."""
     metrics: Mapping[str, float]
     """Of the model at the end of the epoch: accuracy, auc, rmse, …, and its loss."""
     measured_on: str
@@ -307,6 +307,7 @@ class EpochRow:
     def to_json_values(self) -> dict[str, Any]:
         """A flat row: the metrics as columns of their own."""
         row = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "metrics"}
+        row["loss"] = None if math.isnan(self.loss) else self.loss
         prefix = "validation_" if self.measured_on == "validation" else "sample_"
         measured = {("accuracy" if k == "accuracy" else prefix + k): v for k, v in self.metrics.items()}
         return {**row, **measured}

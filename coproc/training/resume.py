@@ -96,12 +96,19 @@ def check_data(before: Mapping[str, Any], ingested: Ingested) -> None:
 
 
 def history_before(directory: Path, epoch: int) -> list[dict[str, Any]]:
-    """The rows of epochs that were over when the checkpoint was taken; those of later ones are done again."""
+    """The rows of epochs that were over when the checkpoint was taken: 1, 2, 3, ... without holes.
+
+    Fewer than `epoch` if the run ended between an epoch's last push and its row.
+    """
+    rows: list[dict[str, Any]] = []
     try:
-        rows = [json.loads(line) for line in (directory / HISTORY).read_text().splitlines()]
+        for line in (directory / HISTORY).read_text().splitlines():
+            row = json.loads(line)
+            if row["epoch"] == len(rows) + 1 <= epoch:
+                rows.append(row)
     except (OSError, ValueError):
-        return []
-    return [row for row in rows if row["epoch"] <= epoch]
+        return rows  # killed within the last line
+    return rows
 
 
 class Place:

@@ -17,6 +17,7 @@ import pytest
 
 from coproc.errors import ConfigError, DataError
 from coproc.training import TrainConfig, train
+from coproc.training.base import EpochRow
 from coproc.training.resume import config_of
 
 SETTINGS = {
@@ -31,6 +32,7 @@ SETTINGS = {
 RUN = """
 import json, sys
 from coproc.training import TrainConfig, train
+from coproc.training.base import EpochRow
 settings = json.loads(sys.argv[1])
 settings["hidden"] = tuple(settings["hidden"])
 train(TrainConfig(**settings), sys.argv[2], output=sys.argv[3])
@@ -88,6 +90,26 @@ def check_history(output, expected):
     for row, other in zip(rows, expected.history, strict=True):
         assert (row["version"], row["learning_rate"]) == (other["version"], other["learning_rate"])
         assert row["accuracy"] == other["accuracy"]
+
+
+@pytest.mark.parametrize("torn", ["", '{"epoch": 2, "los'])
+def test_an_epoch_that_was_over_and_has_no_row_is_measured_again(data, went_through, tmp_path, torn):
+    """Killed between the last push of an epoch and its row, or within it; the checkpoint has the push."""
+    whole = train(TrainConfig(**SETTINGS), data, output=tmp_path)
+    history = tmp_path / "history.jsonl"
+    rows = history.read_text().splitlines()
+    history.write_text("\n".join([*rows[:-1], torn]))
+    result = train(config_of(tmp_path, {}), data, output=tmp_path, resume=True)
+    equal(result, went_through)
+    assert result.version == whole.version
+    check_history(tmp_path, went_through)
+    last, before = json.loads(history.read_text().splitlines()[-1]), json.loads(rows[-1])
+    assert last["examples"] < before["examples"], "only what came after the checkpoint"
+
+
+def test_a_loss_that_nobody_knows_is_null_in_json():
+    row = EpochRow(1, 0.1, 7, float("nan"), {}, "validation", *[0] * 11)
+    assert row.to_json_values()["loss"] is None
 
 
 @pytest.mark.parametrize("pool", ["inline", "processes"])
