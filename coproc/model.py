@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import threading
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from coproc.checkpoint import Value
+from coproc.compression import Compression, as_compression
 from coproc.errors import ConfigError, CoprocError, LeaseExpired, ModelNotFound, PushRejected, Unreachable, whole
 from coproc.far import FarWorker, pull
 from coproc.layout import Flat, ParamLayout, as_tensors
@@ -24,7 +27,7 @@ from coproc.spec import MOST_EXAMPLES, MOST_STEPS, ModelSpec
 from coproc.status import ModelStatus, model_status
 from coproc.v1 import coproc_pb2 as pb
 from coproc.wire import ERRORS, as_coproc
-from storage_tier.errors import PathExists, TierError
+from storage_tier.errors import TierError
 
 if TYPE_CHECKING:
     from storage_tier.client import TierClient
@@ -114,7 +117,14 @@ class Model:
         header = self._call("GetModel", pb.GetModelRequest(name=self.name)).header
         return int(header.version)
 
-    def join(self, worker: int, *, slots: int | None = None, timeout_s: float = CALL_TIMEOUT_S) -> Worker:
+    def join(
+        self,
+        worker: int,
+        *,
+        slots: int | None = None,
+        compression: Compression | str | None = None,
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> Worker:
         """Become a live attempt of `worker`; continue at its `next_step`. One round trip.
 
         Another live attempt of the same worker goes on as well: the first commit of each step counts.
@@ -122,6 +132,8 @@ class Model:
         Args:
             worker: which part of the data: 0, 1, 2, ... Never a task's attempt.
             slots: gradients in flight; by default the model's.
+            compression: of gradients and parameters between hosts, by name ("fp16", "bf16", "int8", "topk") or one of
+                `coproc.compression`. What it leaves out is sent later. Shared memory needs none and ignores it.
 
         Raises:
             ModelNotFound, ConfigError, OutOfMemory, Unreachable, Timeout.
@@ -129,9 +141,11 @@ class Model:
         self._client.check_open()
         worker = whole("a worker's number", worker, 0, MAX_WORKERS - 1)
         slots = whole("slots", slots, 1, 64) if slots is not None else 0
+        chosen = as_compression(compression)
         near = self._near
         if near is None:
-            return Worker(self, FarWorker(self.spec, self._stub, self._peer, worker, slots, timeout_s), None)
+            far = FarWorker(self.spec, self._stub, self._peer, worker, slots, timeout_s, chosen)
+            return Worker(self, far, None)
         request = pb.JoinRequest(
             name=self.name,
             kind=pb.SEAT_KIND_NEAR_WORKER,
@@ -153,14 +167,15 @@ class Model:
         version = self._call("Settle", pb.SettleRequest(name=self.name, identity=self.spec.identity), timeout_s).version
         near = self._near
         left_s = max(0.0, deadline - time.monotonic())
+        out = np.empty(self.layout.size, np.float32)
         if near is None:
             request = pb.PullRequest(
                 name=self.name, min_version=version, timeout_ms=int(left_s * 1000), identity=self.spec.identity
             )
-            version, flat = pull(self._stub, self._peer, request, self.layout.size, left_s)
-            return Snapshot(version, flat, self.layout)
+            version = pull(self._stub, self._peer, request, out, left_s)
+            out.flags.writeable = False
+            return Snapshot(version, out, self.layout)
         near.wait_version(version, left_s)
-        out = np.empty(self.layout.size, np.float32)
         with self._lock:
             if self._reader is None:
                 answer = self._call(
@@ -171,22 +186,27 @@ class Model:
         out.flags.writeable = False
         return Snapshot(version, out, self.layout)
 
-    def checkpoint(self, timeout_s: float = 60.0) -> str:
-        """Write a snapshot's parameters as a safetensors file of the tier; returns its path. Whole or not at all."""
-        from safetensors.numpy import save
+    def checkpoint(self, metadata: Mapping[str, Value] | None = None, timeout_s: float = 60.0) -> str:
+        """Write the newest version, with all that is needed to go on from it, as a file of the tier; its path.
 
-        snapshot = self.snapshot(timeout_s)
-        path = f"/models/{self.name}/checkpoints/{snapshot.version:012d}.safetensors"
-        data = save(
-            {k: np.ascontiguousarray(v) for k, v in snapshot.params.items()}, {"version": str(snapshot.version)}
-        )
+        Whole or not at all. All that was acknowledged before the call, and can be admitted, is in it. Pushes go on;
+        descent stops for one copy of parameters and state. The file is a safetensors file, and goes to the under-store
+        if its directory is below a mount. `Client.restore` makes a model of it.
+
+        Args:
+            metadata: strings, numbers, bools and None by name, kept in the file and with it.
+
+        Raises:
+            Timeout, OutOfMemory, ModelNotFound, Unreachable, ServerError; ConfigError: not such metadata.
+        """
         try:
-            self._client.tier.put(path, data, {"version": snapshot.version}, timeout_s=timeout_s)
-        except PathExists:
-            pass  # of this version already: the same bytes
-        except TierError as error:
-            raise as_coproc(error) from None
-        return path
+            text = json.dumps(dict(metadata or {}), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"metadata of a checkpoint are strings, numbers, bools and None: {error}") from None
+        request = pb.CheckpointRequest(
+            name=self.name, metadata_json=text, timeout_ms=int(timeout_s * 1000), identity=self.spec.identity
+        )
+        return str(self._call("Checkpoint", request, timeout_s + 5).path)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Descend with another learning rate from the next admitted gradient on, on every shard alike."""
@@ -198,12 +218,15 @@ class Model:
         """Counters of this model. One round trip.
 
         Raises:
-            ModelNotFound, Unreachable.
+            ModelNotFound; Unreachable: also while it is being restored.
         """
-        answer = self._call("GetStatus", pb.GetStatusRequest(), 5.0)
-        for status in answer.models:
-            if status.name == self.name:
-                return model_status(status)
+        for _ in range(2):
+            answer = self._call("GetStatus", pb.GetStatusRequest(), 5.0)
+            for status in answer.models:
+                if status.name == self.name:
+                    return model_status(status)
+            # Deleted; or its memory was lost, and it is there in a moment.
+            self._call("GetModel", pb.GetModelRequest(name=self.name), 5.0)
         raise ModelNotFound(f"model {self.name!r} was deleted")
 
     def delete(self) -> None:
@@ -241,8 +264,8 @@ class Worker:
     def pull(self, min_version: int = 0, timeout_s: float = 30.0, *, copy: bool = False) -> Snapshot:
         """The newest whole version that this worker may read; waits as the consistency says.
 
-        `Bsp`: for the round of its last push. `Ssp`: while the slowest is too far behind. On the servers' host and
-        with one shard it is a view of shared memory, valid until this worker's next push or pull.
+        `Bsp`, `Quorum`: for the round of its last push. `Ssp`: while the slowest is too far behind. On the servers'
+        host and with one shard it is a view of shared memory, valid until this worker's next push or pull.
 
         Args:
             min_version: wait for this version.
@@ -275,6 +298,7 @@ class Worker:
         loss: float = math.nan,
         timeout_s: float = 30.0,
         finite: bool = False,
+        flush: bool = False,
     ) -> Receipt:
         """Commit a gradient. When it returns, the gradient survives SIGKILL of worker and server and counts once.
 
@@ -284,22 +308,70 @@ class Worker:
             grads: tensors by name, copied into the next slot; None if the slot was filled already.
             step: the step it belongs to; by default `next_step`. One that is there already is dropped, with a
                 receipt that says `duplicate`.
-            examples: the number of examples that the gradient is the mean of; weights the mean of a `Bsp` round.
+            examples: the number of examples that the gradient is the mean of; weights the mean of a round.
             loss: mean loss over them, for the progress display.
             finite: the slot was filled with numbers that are known to be finite (a backend of `coproc.grads` gives a
                 finite loss only then), and is not looked at again.
+            flush: where the worker has a compression, send this gradient without, and with all that was left out so
+                far: before the attempt ends, for what it has left out ends with it.
 
         Raises:
             PushRejected: not finite, other shapes, or a step later than `next_step`. Nothing was pushed.
             LeaseExpired, Timeout, ModelNotFound: not acknowledged.
         """
-        self._check_open()
         attempt = self._attempt
-        step = attempt.next_step if step is None else whole("a step", step, 0, MOST_STEPS)
-        whole("examples (skip() commits a step without a gradient)", examples, 1, MOST_EXAMPLES)
-        if grads is not None:
-            finite = self._fill(grads, timeout_s)
+        step, finite = self._prepare(grads, step, examples, timeout_s, finite)
+        if isinstance(attempt, FarWorker):
+            return attempt.commit(step, examples, loss, timeout_s, flush=flush)
         return attempt.commit(step, examples, loss, timeout_s, finite=finite)
+
+    def push_pull(
+        self,
+        grads: Mapping[str, NDArray[np.floating]] | None = None,
+        *,
+        step: int | None = None,
+        examples: int = 1,
+        loss: float = math.nan,
+        min_version: int = 0,
+        timeout_s: float = 30.0,
+        finite: bool = False,
+        flush: bool = False,
+        copy: bool = False,
+    ) -> tuple[Receipt, Snapshot]:
+        """`push`, then `pull`, with what both promise; from another host one call and one round trip for both.
+
+        Arguments and errors are theirs; `timeout_s` is for both together. Once the gradient is committed, `next_step`
+        is beyond its step and an error of the pull says so: don't push it again (it would be dropped), but `pull`.
+        """
+        deadline = time.monotonic() + timeout_s
+        attempt = self._attempt
+        step, finite = self._prepare(grads, step, examples, timeout_s, finite)
+        left_s = max(0.0, deadline - time.monotonic())
+        try:
+            if isinstance(attempt, FarWorker):
+                receipt, version, flat = attempt.push_pull(step, examples, loss, min_version, left_s, flush=flush)
+            else:
+                receipt = attempt.commit(step, examples, loss, left_s, finite=finite)
+                version, flat = attempt.pull(min_version, max(0.0, deadline - time.monotonic()), copy)
+        except CoprocError as error:
+            if attempt.next_step <= step:
+                raise
+            raise type(error)(f"step {step} is committed, and could not be followed by a pull: {error}") from error
+        return receipt, Snapshot(version, flat, self.model.layout)
+
+    def _prepare(
+        self,
+        grads: Mapping[str, NDArray[np.floating]] | None,
+        step: int | None,
+        examples: int,
+        timeout_s: float,
+        finite: bool,
+    ) -> tuple[int, bool]:
+        """The step to push, and whether the gradient in the slot is known to be finite."""
+        self._check_open()
+        step = self._attempt.next_step if step is None else whole("a step", step, 0, MOST_STEPS)
+        whole("examples (skip() commits a step without a gradient)", examples, 1, MOST_EXAMPLES)
+        return step, finite if grads is None else self._fill(grads, timeout_s)
 
     def _fill(self, grads: Mapping[str, NDArray[np.floating]], timeout_s: float) -> bool:
         try:

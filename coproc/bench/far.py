@@ -2,7 +2,8 @@
 
 - *loopback*: one push, one pull, against a plain TCP stream of the same bytes; and what each compression takes. The
   processor is the wire there, so fewer bytes are not less time.
-- *1 Gbit/s*: the same through a relay that lets so many bytes through each way.
+- *a small model*: 4 KB, where it is the calls that take time: push, then pull, against push_pull.
+- *1 Gbit/s*: the same as on loopback through a relay that lets so many bytes through each way.
 
 What a compression sends is told in MB: the pieces, without the frames of gRPC (0.1 %).
 """
@@ -35,16 +36,20 @@ NAME = "far"
 # The parameters of the talk's largest network: 57.2 MB.
 SIZE = 14_305_295
 QUICK_SIZE = 300_000
+SMALL_SIZE = 1000
+SMALL_CALLS, QUICK_SMALL_CALLS = 50, 3
 LINK_BYTES_PER_S = 125e6
 OF_TCP_AT_LEAST = 0.45
 OF_LINK_AT_LEAST = 0.9
 BF16_AT_MOST = 0.55
 BOTH_WAYS_AT_MOST = 1.15
+FUSED_SMALL_AT_MOST = 0.8
 # Of seats, replicas and buffers, each as large as the model.
 VECTORS = 20
 TIMEOUT_S = 60.0
 
 TCP, PUSH, PULL, BOTH = "TCP stream", "push", "pull", "both at once"
+THEN, FUSED = "push, then pull", "push_pull"
 
 
 def run(options: Options) -> list[Result]:
@@ -60,6 +65,12 @@ def run(options: Options) -> list[Result]:
                 optimizer=coproc.optim.SGD(learning_rate=1e-3),
             )
             results = _loopback(model, port, gradient, options)
+            small = client.create_model(
+                "far-small",
+                params={"w": gradient[:SMALL_SIZE]},
+                optimizer=coproc.optim.SGD(learning_rate=1e-3),
+            )
+            results += _small(small, port, gradient[:SMALL_SIZE], options)
             with _relay(port) as slow:
                 results += _link(model, slow, gradient, options)
     return results
@@ -70,7 +81,8 @@ def _loopback(model: coproc.Model, port: int, gradient: Flat, options: Options) 
     kinds = [None, *(kind() for kind in registered().values())]
     with sender(gradient.nbytes) as source, _workers(model, port, kinds, gradient) as workers:
         calls = [call for worker in workers for call in _calls(worker)]
-        taken = take_turns([Contestant(TCP, lambda: tier_raw.receive(source, into)), *calls], _rounds(options))
+        tcp = Contestant(TCP, lambda: tier_raw.receive(source, into))
+        taken = take_turns([tcp, *calls, *_both_calls(workers[0])], _rounds(options))
     case = f"{gradient.nbytes / 1e6:.3g} MB, loopback"
     promised = None if options.quick else OF_TCP_AT_LEAST
     results = [Result(NAME, case, TCP, "s", taken[TCP])]
@@ -83,10 +95,25 @@ def _loopback(model: coproc.Model, port: int, gradient: Flat, options: Options) 
             if kind is not None
             for times in [taken[f"{what}, {kind.name}"]]
         ]
+    results += _fused(case, taken)
     return results + [
         Result(NAME, "sent", "plain" if kind is None else kind.name, "MB", (_sent_bytes(kind, gradient.size) / 1e6,))
         for kind in kinds
     ]
+
+
+def _small(model: coproc.Model, port: int, gradient: Flat, options: Options) -> list[Result]:
+    calls = QUICK_SMALL_CALLS if options.quick else SMALL_CALLS
+    with _workers(model, port, [None], gradient) as [worker]:
+        taken = take_turns(_both_calls(worker, calls), _rounds(options))
+    each = {name: tuple([taken_s / calls for taken_s in times]) for name, times in taken.items()}
+    promised = None if options.quick else FUSED_SMALL_AT_MOST
+    return _fused(f"{gradient.nbytes / 1e3:.3g} KB, loopback", each, promised)
+
+
+def _fused(case: str, taken: dict[str, tuple[float, ...]], at_most: float | None = None) -> list[Result]:
+    ratio = time_ratio(taken[FUSED], taken[THEN], THEN, at_most=at_most)
+    return [Result(NAME, case, THEN, "s", taken[THEN]), Result(NAME, case, FUSED, "s", taken[FUSED], (ratio,))]
 
 
 def _link(model: coproc.Model, port: int, gradient: Flat, options: Options) -> list[Result]:
@@ -94,7 +121,7 @@ def _link(model: coproc.Model, port: int, gradient: Flat, options: Options) -> l
     with _workers(model, port, kinds, gradient) as workers, _workers(model, port, [None], gradient, 2) as [other]:
         calls = [call for worker in workers for call in _calls(worker)]
         both = Contestant(BOTH, lambda: _at_once(workers[0], other))
-        taken = take_turns([*calls, both], _rounds(options), warm_up=1)
+        taken = take_turns([*calls, both, *_both_calls(workers[0])], _rounds(options), warm_up=1)
     case = f"{gradient.nbytes / 1e6:.3g} MB, 1 Gbit/s"
     results = []
     for what in (PUSH, PULL):
@@ -106,7 +133,7 @@ def _link(model: coproc.Model, port: int, gradient: Flat, options: Options) -> l
         results.append(Result(NAME, case, f"{what}, bf16", "s", coded, (ratio,)))
     slower = tuple(map(max, taken[PUSH], taken[PULL]))
     ratio = time_ratio(taken[BOTH], slower, "the slower", at_most=None if options.quick else BOTH_WAYS_AT_MOST)
-    return [*results, Result(NAME, case, BOTH, "s", taken[BOTH], (ratio,))]
+    return [*results, Result(NAME, case, BOTH, "s", taken[BOTH], (ratio,)), *_fused(case, taken)]
 
 
 def _rounds(options: Options) -> int:
@@ -149,6 +176,24 @@ def _calls(worker: FarWorker) -> list[Contestant]:
     return [
         Contestant(PUSH + kind, lambda: _push(worker)),
         Contestant(PULL + kind, lambda: _pull(worker)),
+    ]
+
+
+def _push_then_pull(worker: FarWorker, times: int) -> None:
+    for _ in range(times):
+        _push(worker)
+        _pull(worker)
+
+
+def _push_pull(worker: FarWorker, times: int) -> None:
+    for _ in range(times):
+        worker.push_pull(worker.next_step, 1, math.nan, 0, TIMEOUT_S)
+
+
+def _both_calls(worker: FarWorker, times: int = 1) -> list[Contestant]:
+    return [
+        Contestant(THEN, lambda: _push_then_pull(worker, times)),
+        Contestant(FUSED, lambda: _push_pull(worker, times)),
     ]
 
 

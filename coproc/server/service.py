@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,24 +13,29 @@ from typing import Any
 import grpc
 import numpy as np
 
-from coproc.errors import ConfigError, CoprocError, OutOfMemory, whole
+from coproc.checkpoint import Value
+from coproc.compression import from_json
+from coproc.compression.feedback import Part
+from coproc.errors import ConfigError, whole
 from coproc.observers.directory import ModelDirectory
 from coproc.server.access import Access
+from coproc.server.checkpoints import Checkpointing, beginning_of
+from coproc.server.creating import Creation
 from coproc.server.engine import Engine
-from coproc.server.far import LEASE_TTL_S, FarSessions
-from coproc.server.models import Models
+from coproc.server.far import LEASE_TTL_S, FarSession, FarSessions
+from coproc.server.models import Beginning, Models
 from coproc.server.report import Report
+from coproc.server.restoring import Restoring
 from coproc.server.sequencing import READER
-from coproc.spec import MOST_EXAMPLES, MOST_STEPS, ModelSpec, ShardPlace, check_identity
+from coproc.spec import MOST_EXAMPLES, MOST_STEPS, Checkpoints, ModelSpec, check_identity
 from coproc.v1 import coproc_pb2 as pb
 from coproc.v1 import coproc_pb2_grpc
-from coproc.wire import ERRORS, Filling, as_coproc, chunks
+from coproc.wire import ERRORS, Filling, as_coproc, led, parts, plain_parts, service_stub
 from storage_tier import wire as tier_wire
 from storage_tier.errors import TierError
 from storage_tier.files import Files
 from storage_tier.tier import Tier
 
-_PEER_TIMEOUT_S = 60.0
 _PAGE_COUNT = 1000
 
 
@@ -40,6 +47,7 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         tier: Tier,
         models: Models,
         files: Files,
+        address: str,
         token: str | None,
         tls: tier_wire.TlsClient | None = None,
     ) -> None:
@@ -48,11 +56,14 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         self._models = models
         self._token = token
         self._tls = tls
-        self._far = FarSessions()
+        self._far = FarSessions(tier.budget)
         self._access = Access(models, tier.server_id, self._peer)
-        self._directory = ModelDirectory(files, self._access)
+        self._directory = ModelDirectory(files, self._access, address)
         self._directory.build_in()
-        self._report = Report(tier, models, files, self._directory.pusher)
+        self._creation = Creation(models, self._directory, tier.budget, self._peer)
+        self._checkpoints = Checkpointing(tier, files, models)
+        self._restoring = Restoring(models, self._directory, self._creation, self._checkpoints)
+        self._report = Report(tier, models, files, self._directory.pusher, self._checkpoints)
 
     # -- models ----------------------------------------------------------------------------------------------
 
@@ -60,48 +71,36 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
     def CreateModel(self, requests: Iterator[pb.CreateModelRequest], context: grpc.ServicerContext) -> Any:
         begin = _first(requests, "begin").begin
         spec = ModelSpec.from_json(begin.spec_json)
-        servers = list(begin.servers)
-        if not servers:
-            raise ConfigError("no server was named for the model's shards")
-        ranges = spec.layout.shards(len(spec.shards) or len(servers))
-        places = tuple(ShardPlace(lo, hi, servers[n % len(servers)], "") for n, (lo, hi) in enumerate(ranges))
-        spec = replace(spec, shards=places)
-        need_bytes, free_bytes = spec.memory_bytes(servers[0]), self._tier.budget.free_bytes
-        if need_bytes > free_bytes:
-            raise OutOfMemory(
-                f"model {spec.name!r} needs {need_bytes:,} bytes on server {servers[0]} ({spec.buffers} buffers of its "
-                f"parameters and 2 banks of its optimizer's state), and {free_bytes:,} of its memory budget are free: "
-                f"delete what is no longer needed, use more servers, or {self._tier.budget.remedy}"
-            )
-        params = np.empty(spec.layout.size, np.float32)
-        filling = Filling(params, f"the parameters of model {spec.name!r}")
+        # Whatever else it says: an identity is given here.
+        spec = self._creation.place(replace(spec, identity="", home=""), list(begin.servers), len(spec.shards))
+        params = np.empty((1, spec.layout.size), np.float32)
+        filling = Filling(params[0], f"the parameters of model {spec.name!r}")
         for request in requests:
             filling.add(request.chunk)
         filling.finish()
-        made: list[str] = []
+        beginning = Beginning(params, self._tier.epoch, spec.optimizer.base_rate)
         with _coproc_errors():
-            spec, first = self._models.begin(spec, params)
-            try:
-                spec = self._models.make_shards(spec, servers[0], first)
-                for server in servers[1 : len(places)]:
-                    made.append(server)  # before the call: what it made is to be dropped also if its answer is lost
-                    answer = self._peer(server).ServeShards(
-                        pb.ServeShardsRequest(spec_json=spec.to_json(), parameters_path=str(first), server=server),
-                        timeout=_PEER_TIMEOUT_S,
-                    )
-                    spec = ModelSpec.from_json(answer.spec_json)
-                for server in made:
-                    complete = pb.ServeShardsRequest(spec_json=spec.to_json(), server=server)
-                    self._peer(server).ServeShards(complete, timeout=_PEER_TIMEOUT_S)
-                self._directory.appear(spec)
-                engine = self._models.activate(spec)
-            except BaseException:
-                self._drop_on(made, spec)
-                self._models.abandon(spec)
-                self._disappear(spec)
-                raise
-        self._directory.pusher.wake()
-        return pb.CreateModelResponse(header=_header(engine), spec_json=spec.to_json())
+            engine = self._creation.create(spec, beginning)
+        return pb.CreateModelResponse(header=_header(engine), spec_json=engine.spec.to_json())
+
+    @ERRORS.handler
+    def Checkpoint(self, request: pb.CheckpointRequest, context: grpc.ServicerContext) -> Any:
+        engine = self._models.get(request.name, request.identity)
+        self._access.sequencer(engine)
+        metadata = _metadata(request.metadata_json)
+        with _coproc_errors():
+            path, version = self._checkpoints.take(engine, metadata, request.timeout_ms / 1000)
+        return pb.CheckpointResponse(header=_header(engine), path=path, version=version)
+
+    @ERRORS.handler
+    def RestoreModel(self, request: pb.RestoreModelRequest, context: grpc.ServicerContext) -> Any:
+        with _coproc_errors(), self._checkpoints.open(request.path, request.timeout_ms / 1000) as (found, read):
+            spec = replace(found, name=request.name or found.name, identity="", home="", shards=())
+            if request.checkpoints_json:
+                spec = replace(spec, checkpoints=Checkpoints.from_json(request.checkpoints_json))
+            spec = self._creation.place(spec, list(request.servers), request.shards_count)
+            engine = self._creation.create(spec, beginning_of(read))
+        return pb.RestoreModelResponse(header=_header(engine), spec_json=engine.spec.to_json())
 
     @ERRORS.handler
     def ServeShards(self, request: pb.ServeShardsRequest, context: grpc.ServicerContext) -> Any:
@@ -133,8 +132,8 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         self._forget(spec, f"model {spec.name!r} was deleted")
         self._models.drop(spec.name, spec.identity)
         self._far.end_of(spec.identity)
-        self._drop_on(sorted({p.server for p in spec.shards if p.server != spec.shards[0].server}), spec)
-        self._disappear(spec)
+        self._creation.drop_on(sorted({p.server for p in spec.shards if p.server != spec.shards[0].server}), spec)
+        self._creation.disappear(spec)
         return pb.DeleteModelResponse(header=pb.ResponseHeader(epoch=self._tier.epoch))
 
     @ERRORS.handler
@@ -165,13 +164,15 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         if not reader and worker < 0:
             raise ConfigError(f"a worker's number must be at least 0, not {worker}")
         if request.kind == pb.SEAT_KIND_FAR_WORKER:
+            compression = from_json(request.compression_json)
             with _coproc_errors():
                 near, give_back = self._access.join_here(engine, worker, depth)
+                lease_id = self._far.open(near, give_back, compression)
             return pb.JoinResponse(
                 header=_header(engine),
                 slots_count=depth,
                 next_step=near.next_step,
-                lease_id=self._far.open(engine.spec.identity, near, give_back),
+                lease_id=lease_id,
                 lease_ttl_ms=int(LEASE_TTL_S * 1000),
             )
         with _coproc_errors():
@@ -214,35 +215,19 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
     @ERRORS.handler
     def Push(self, requests: Iterator[pb.PushRequest], context: grpc.ServicerContext) -> Any:
         begin = _first(requests, "begin").begin
-        engine = self._models.get(begin.name)
-        timeout_s = begin.timeout_ms / 1000
-        whole("examples", begin.examples, 0, MOST_EXAMPLES)
-        whole("step", begin.step, 0, MOST_STEPS)
-        with self._far.use(begin.lease_id, timeout_s) as worker:
-            if begin.examples:
-                filling = Filling(worker.slot(timeout_s), f"a gradient of model {begin.name!r}")
-                for request in requests:
-                    filling.add(request.chunk)
-                filling.finish()
-                receipt = worker.commit(begin.step, begin.examples, begin.loss)
-            else:
-                receipt = worker.skip(begin.step, timeout_s)
-            return pb.PushResponse(
-                header=_header(engine),
-                step=receipt.step,
-                duplicate=receipt.duplicate,
-                next_step=worker.next_step,
-                version_read=receipt.version_read,
-            )
+        engine, timeout_s = self._pushed_to(begin)
+        with self._far.use(begin.lease_id, timeout_s) as session:
+            return _pushed(engine, session, begin, requests)
 
     @ERRORS.handler
     def Pull(self, request: pb.PullRequest, context: grpc.ServicerContext) -> Iterator[Any]:
         engine = self._models.get(request.name, request.identity)
         timeout_s = request.timeout_ms / 1000
         if request.lease_id:
-            with self._far.use(request.lease_id, timeout_s) as worker:
-                version, flat = worker.pull(request.min_version, timeout_s)
-                yield from self._send(engine, version, flat)
+            with self._far.use(request.lease_id, timeout_s) as session:
+                version, number, sent = session.pull(request.min_version, timeout_s, request.replica)
+                yield pb.PullResponse(header=_header_of(engine, version), replica=number)
+                yield from sent
             return
         readers = self._access.readers(engine)
         deadline = time.monotonic() + timeout_s
@@ -250,13 +235,28 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         out = np.empty(engine.spec.layout.size, np.float32)
         with readers.use() as seat:
             version = readers.model.read_into(seat, out, max(0.0, deadline - time.monotonic()))
-        yield from self._send(engine, version, out)
+        yield pb.PullResponse(header=_header_of(engine, version))
+        yield from plain_parts(out)
 
-    def _send(self, engine: Engine, version: int, flat: Any) -> Iterator[Any]:
-        header = pb.ResponseHeader(epoch=engine.control.epoch, version=version)
-        yield pb.PullResponse(header=header)
-        for chunk in chunks(flat):
-            yield pb.PullResponse(chunk=chunk)
+    @ERRORS.handler
+    def PushPull(self, requests: Iterator[pb.PushPullRequest], context: grpc.ServicerContext) -> Iterator[Any]:
+        first = next(requests, None)
+        if first is None or isinstance(first, Part) or not first.HasField("begin"):
+            raise ConfigError("a stream must begin with 'begin'")
+        begin = first.begin
+        engine, timeout_s = self._pushed_to(begin.push)
+        deadline = time.monotonic() + timeout_s
+        with self._far.use(begin.push.lease_id, timeout_s) as session:
+            yield pb.PushPullResponse(receipt=_pushed(engine, session, begin.push, itertools.chain([first], requests)))
+            left_s = max(0.0, deadline - time.monotonic())
+            version, number, sent = session.pull(begin.min_version, left_s, begin.replica)
+            yield from led(pb.PushPullResponse(header=_header_of(engine, version), replica=number), sent)
+
+    def _pushed_to(self, begin: pb.PushBegin) -> tuple[Engine, float]:
+        engine = self._models.get(begin.name)
+        whole("examples", begin.examples, 0, MOST_EXAMPLES)
+        whole("step", begin.step, 0, MOST_STEPS)
+        return engine, begin.timeout_ms / 1000
 
     # -- status ----------------------------------------------------------------------------------------------
 
@@ -273,37 +273,24 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
 
     def _peer(self, server: str) -> Any:
         [(host, port)] = tier_wire.parse_address(f"coproc://{server}")
-        return _Peer(
-            coproc_pb2_grpc.CoprocessorStub(tier_wire.channel(host, port, token=self._token, tls=self._tls)), server
-        )
-
-    def _drop_on(self, servers: list[str], spec: ModelSpec) -> None:
-        for server in servers:
-            try:
-                request = pb.DropShardsRequest(name=spec.name, identity=spec.identity)
-                self._peer(server).DropShards(request, timeout=_PEER_TIMEOUT_S)
-            except CoprocError as error:
-                # It is down; at its next start it finds that the model is deleted and removes its part.
-                tier_wire.LOG.warning("server %s could not drop model %s: %s", server, spec.name, error)
+        return _Peer(service_stub(tier_wire.channel(host, port, token=self._token, tls=self._tls)), server)
 
     def _forget(self, spec: ModelSpec, reason: str) -> None:
         self._access.forget(spec, reason)
         self._report.forget(spec.name)
-
-    def _disappear(self, spec: ModelSpec) -> None:
-        try:
-            self._directory.disappear(spec.name, spec.identity)
-        except TierError as error:
-            # The model is gone all the same; the next start, or the next model of the name, removes what is left.
-            tier_wire.LOG.warning("the directory of model %s could not be removed: %s", spec.name, error)
+        self._checkpoints.forget(spec)
 
     def start(self) -> None:
-        """Begin to take gradients that are committed as files. After the files have started."""
+        """Begin to take gradients that are committed as files, and checkpoints. After the files have started."""
         self._directory.pusher.start()
+        self._checkpoints.start()
+        self._restoring.start()
 
     def stop(self) -> None:
         """Have calls that wait end now: the server is stopping. Before its RPC side stops."""
         self._directory.pusher.close()
+        self._restoring.close()
+        self._checkpoints.close()
         self._access.end_waits("the server is stopping")
 
     def close(self) -> None:
@@ -341,11 +328,30 @@ class _coproc_errors:
 
 def _first(requests: Iterator[Any], part: str) -> Any:
     request = next(requests, None)
-    if request is None or request.WhichOneof("part") != part:
+    if request is None or isinstance(request, Part) or request.WhichOneof("part") != part:
         raise ConfigError(f"a stream must begin with {part!r}")
     return request
 
 
+def _pushed(engine: Engine, session: FarSession, begin: pb.PushBegin, requests: Iterator[Any]) -> pb.PushResponse:
+    answer = session.push(begin, parts(requests))
+    answer.header.CopyFrom(_header(engine))
+    return answer
+
+
+def _metadata(text: str) -> dict[str, Value]:
+    try:
+        given = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict) or not all(isinstance(v, str | int | float | None) for v in given.values()):
+        raise ConfigError(f"metadata are strings, numbers, bools and nulls by name, as a JSON object, not {text!r:.80}")
+    return given
+
+
 def _header(engine: Engine) -> pb.ResponseHeader:
-    version = min(shard.version for shard in engine.shards)
+    return _header_of(engine, min(shard.version for shard in engine.shards))
+
+
+def _header_of(engine: Engine, version: int) -> pb.ResponseHeader:
     return pb.ResponseHeader(epoch=engine.control.epoch, version=version)

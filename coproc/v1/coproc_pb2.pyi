@@ -112,19 +112,67 @@ class SetLearningRateResponse(_message.Message):
     header: ResponseHeader
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ...) -> None: ...
 
+class CheckpointRequest(_message.Message):
+    __slots__ = ("name", "metadata_json", "timeout_ms", "identity")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    METADATA_JSON_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    metadata_json: str
+    timeout_ms: int
+    identity: str
+    def __init__(self, name: _Optional[str] = ..., metadata_json: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., identity: _Optional[str] = ...) -> None: ...
+
+class CheckpointResponse(_message.Message):
+    __slots__ = ("header", "path", "version")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    header: ResponseHeader
+    path: str
+    version: int
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., path: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class RestoreModelRequest(_message.Message):
+    __slots__ = ("path", "name", "servers", "shards_count", "checkpoints_json", "timeout_ms")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SERVERS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTS_JSON_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    name: str
+    servers: _containers.RepeatedScalarFieldContainer[str]
+    shards_count: int
+    checkpoints_json: str
+    timeout_ms: int
+    def __init__(self, path: _Optional[str] = ..., name: _Optional[str] = ..., servers: _Optional[_Iterable[str]] = ..., shards_count: _Optional[int] = ..., checkpoints_json: _Optional[str] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+
+class RestoreModelResponse(_message.Message):
+    __slots__ = ("header", "spec_json")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
+    header: ResponseHeader
+    spec_json: str
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., spec_json: _Optional[str] = ...) -> None: ...
+
 class JoinRequest(_message.Message):
-    __slots__ = ("name", "kind", "worker", "slots_count", "identity")
+    __slots__ = ("name", "kind", "worker", "slots_count", "compression_json", "identity")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SLOTS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    COMPRESSION_JSON_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: SeatKind
     worker: int
     slots_count: int
+    compression_json: str
     identity: str
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[SeatKind, str]] = ..., worker: _Optional[int] = ..., slots_count: _Optional[int] = ..., identity: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[SeatKind, str]] = ..., worker: _Optional[int] = ..., slots_count: _Optional[int] = ..., compression_json: _Optional[str] = ..., identity: _Optional[str] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
     __slots__ = ("header", "seat", "generation", "slots_count", "next_step", "lease_id", "lease_ttl_ms")
@@ -227,55 +275,101 @@ class PushBegin(_message.Message):
     def __init__(self, name: _Optional[str] = ..., lease_id: _Optional[str] = ..., step: _Optional[int] = ..., examples: _Optional[int] = ..., loss: _Optional[float] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class PushRequest(_message.Message):
-    __slots__ = ("begin", "chunk")
+    __slots__ = ("begin", "chunk", "coded")
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    CODED_FIELD_NUMBER: _ClassVar[int]
     begin: PushBegin
     chunk: bytes
-    def __init__(self, begin: _Optional[_Union[PushBegin, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+    coded: bytes
+    def __init__(self, begin: _Optional[_Union[PushBegin, _Mapping]] = ..., chunk: _Optional[bytes] = ..., coded: _Optional[bytes] = ...) -> None: ...
 
 class PushResponse(_message.Message):
-    __slots__ = ("header", "step", "duplicate", "next_step", "version_read")
+    __slots__ = ("header", "step", "duplicate", "next_step", "version_read", "own", "skipped")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     DUPLICATE_FIELD_NUMBER: _ClassVar[int]
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     VERSION_READ_FIELD_NUMBER: _ClassVar[int]
+    OWN_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
     header: ResponseHeader
     step: int
     duplicate: bool
     next_step: int
     version_read: int
-    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., step: _Optional[int] = ..., duplicate: _Optional[bool] = ..., next_step: _Optional[int] = ..., version_read: _Optional[int] = ...) -> None: ...
+    own: bool
+    skipped: bool
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., step: _Optional[int] = ..., duplicate: _Optional[bool] = ..., next_step: _Optional[int] = ..., version_read: _Optional[int] = ..., own: _Optional[bool] = ..., skipped: _Optional[bool] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("name", "lease_id", "min_version", "timeout_ms", "identity")
+    __slots__ = ("name", "lease_id", "min_version", "timeout_ms", "replica", "identity")
     NAME_FIELD_NUMBER: _ClassVar[int]
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     MIN_VERSION_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     name: str
     lease_id: str
     min_version: int
     timeout_ms: int
+    replica: int
     identity: str
-    def __init__(self, name: _Optional[str] = ..., lease_id: _Optional[str] = ..., min_version: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., identity: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., lease_id: _Optional[str] = ..., min_version: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., replica: _Optional[int] = ..., identity: _Optional[str] = ...) -> None: ...
 
 class PullResponse(_message.Message):
-    __slots__ = ("header", "chunk")
+    __slots__ = ("header", "replica", "coded", "chunk")
     HEADER_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    CODED_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     header: ResponseHeader
+    replica: int
+    coded: bytes
     chunk: bytes
-    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., replica: _Optional[int] = ..., coded: _Optional[bytes] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class PushPullBegin(_message.Message):
+    __slots__ = ("push", "min_version", "replica")
+    PUSH_FIELD_NUMBER: _ClassVar[int]
+    MIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    push: PushBegin
+    min_version: int
+    replica: int
+    def __init__(self, push: _Optional[_Union[PushBegin, _Mapping]] = ..., min_version: _Optional[int] = ..., replica: _Optional[int] = ...) -> None: ...
+
+class PushPullRequest(_message.Message):
+    __slots__ = ("begin", "chunk", "coded")
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    CODED_FIELD_NUMBER: _ClassVar[int]
+    begin: PushPullBegin
+    chunk: bytes
+    coded: bytes
+    def __init__(self, begin: _Optional[_Union[PushPullBegin, _Mapping]] = ..., chunk: _Optional[bytes] = ..., coded: _Optional[bytes] = ...) -> None: ...
+
+class PushPullResponse(_message.Message):
+    __slots__ = ("header", "replica", "coded", "receipt", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    CODED_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: ResponseHeader
+    replica: int
+    coded: bytes
+    receipt: PushResponse
+    chunk: bytes
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., replica: _Optional[int] = ..., coded: _Optional[bytes] = ..., receipt: _Optional[_Union[PushResponse, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("name", "epoch", "version", "parameters_count", "optimizer", "consistency", "shards_count", "workers_count", "seats_count", "pushes_count", "duplicates_count", "examples_count", "loss_sum", "loss_examples_count", "staleness_sum", "staleness_max", "pushes_per_s", "waiting_for", "failure", "memory_bytes", "gradient_files_count", "gradient_files_note")
+    __slots__ = ("name", "epoch", "version", "parameters_count", "optimizer", "consistency", "shards_count", "workers_count", "seats_count", "pushes_count", "duplicates_count", "examples_count", "loss_sum", "loss_examples_count", "staleness_sum", "staleness_max", "pushes_per_s", "waiting_for", "failure", "memory_bytes", "gradient_files_count", "gradient_files_note", "checkpoint_version", "checkpoint_failure", "late_count", "not_finite_count")
     NAME_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -298,6 +392,10 @@ class ModelStatus(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_FILES_COUNT_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_FILES_NOTE_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FAILURE_FIELD_NUMBER: _ClassVar[int]
+    LATE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    NOT_FINITE_COUNT_FIELD_NUMBER: _ClassVar[int]
     name: str
     epoch: int
     version: int
@@ -320,7 +418,11 @@ class ModelStatus(_message.Message):
     memory_bytes: int
     gradient_files_count: int
     gradient_files_note: str
-    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., parameters_count: _Optional[int] = ..., optimizer: _Optional[str] = ..., consistency: _Optional[str] = ..., shards_count: _Optional[int] = ..., workers_count: _Optional[int] = ..., seats_count: _Optional[int] = ..., pushes_count: _Optional[int] = ..., duplicates_count: _Optional[int] = ..., examples_count: _Optional[int] = ..., loss_sum: _Optional[float] = ..., loss_examples_count: _Optional[int] = ..., staleness_sum: _Optional[int] = ..., staleness_max: _Optional[int] = ..., pushes_per_s: _Optional[float] = ..., waiting_for: _Optional[_Iterable[int]] = ..., failure: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., gradient_files_count: _Optional[int] = ..., gradient_files_note: _Optional[str] = ...) -> None: ...
+    checkpoint_version: int
+    checkpoint_failure: str
+    late_count: int
+    not_finite_count: int
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., parameters_count: _Optional[int] = ..., optimizer: _Optional[str] = ..., consistency: _Optional[str] = ..., shards_count: _Optional[int] = ..., workers_count: _Optional[int] = ..., seats_count: _Optional[int] = ..., pushes_count: _Optional[int] = ..., duplicates_count: _Optional[int] = ..., examples_count: _Optional[int] = ..., loss_sum: _Optional[float] = ..., loss_examples_count: _Optional[int] = ..., staleness_sum: _Optional[int] = ..., staleness_max: _Optional[int] = ..., pushes_per_s: _Optional[float] = ..., waiting_for: _Optional[_Iterable[int]] = ..., failure: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., gradient_files_count: _Optional[int] = ..., gradient_files_note: _Optional[str] = ..., checkpoint_version: _Optional[int] = ..., checkpoint_failure: _Optional[str] = ..., late_count: _Optional[int] = ..., not_finite_count: _Optional[int] = ...) -> None: ...
 
 class ObserverStatus(_message.Message):
     __slots__ = ("directory", "name", "observer", "state", "failure", "traceback", "delivered_count", "queued_count", "vetoed_count")

@@ -65,6 +65,16 @@ class CoprocessorStub:
                 request_serializer=coproc_dot_v1_dot_coproc__pb2.SetLearningRateRequest.SerializeToString,
                 response_deserializer=coproc_dot_v1_dot_coproc__pb2.SetLearningRateResponse.FromString,
                 _registered_method=True)
+        self.Checkpoint = channel.unary_unary(
+                '/coproc.v1.Coprocessor/Checkpoint',
+                request_serializer=coproc_dot_v1_dot_coproc__pb2.CheckpointRequest.SerializeToString,
+                response_deserializer=coproc_dot_v1_dot_coproc__pb2.CheckpointResponse.FromString,
+                _registered_method=True)
+        self.RestoreModel = channel.unary_unary(
+                '/coproc.v1.Coprocessor/RestoreModel',
+                request_serializer=coproc_dot_v1_dot_coproc__pb2.RestoreModelRequest.SerializeToString,
+                response_deserializer=coproc_dot_v1_dot_coproc__pb2.RestoreModelResponse.FromString,
+                _registered_method=True)
         self.Join = channel.unary_unary(
                 '/coproc.v1.Coprocessor/Join',
                 request_serializer=coproc_dot_v1_dot_coproc__pb2.JoinRequest.SerializeToString,
@@ -99,6 +109,11 @@ class CoprocessorStub:
                 '/coproc.v1.Coprocessor/Pull',
                 request_serializer=coproc_dot_v1_dot_coproc__pb2.PullRequest.SerializeToString,
                 response_deserializer=coproc_dot_v1_dot_coproc__pb2.PullResponse.FromString,
+                _registered_method=True)
+        self.PushPull = channel.stream_stream(
+                '/coproc.v1.Coprocessor/PushPull',
+                request_serializer=coproc_dot_v1_dot_coproc__pb2.PushPullRequest.SerializeToString,
+                response_deserializer=coproc_dot_v1_dot_coproc__pb2.PushPullResponse.FromString,
                 _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/coproc.v1.Coprocessor/GetStatus',
@@ -161,6 +176,20 @@ class CoprocessorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Checkpoint(self, request, context):
+        """Checkpoint: writes the newest version, with all that is needed to go on from it, as a file of the tier.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreModel(self, request, context):
+        """RestoreModel: makes a model from the file of a checkpoint. The server that is asked becomes the sequencer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Join(self, request, context):
         """Join: slots for one attempt of a worker, or a seat for a reader.
         """
@@ -205,6 +234,14 @@ class CoprocessorServicer:
 
     def Pull(self, request, context):
         """Pull: waits for a version, then sends it whole in chunks; the first message says which it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PushPull(self, request_iterator, context):
+        """PushPull: as Push, then as Pull by the same lease, in one call. The first answer is the receipt, sent when the
+        gradient is committed whole; whatever fails after it, the step is committed. Then come the answers of Pull.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -259,6 +296,16 @@ def add_CoprocessorServicer_to_server(servicer, server):
                     request_deserializer=coproc_dot_v1_dot_coproc__pb2.SetLearningRateRequest.FromString,
                     response_serializer=coproc_dot_v1_dot_coproc__pb2.SetLearningRateResponse.SerializeToString,
             ),
+            'Checkpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.Checkpoint,
+                    request_deserializer=coproc_dot_v1_dot_coproc__pb2.CheckpointRequest.FromString,
+                    response_serializer=coproc_dot_v1_dot_coproc__pb2.CheckpointResponse.SerializeToString,
+            ),
+            'RestoreModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreModel,
+                    request_deserializer=coproc_dot_v1_dot_coproc__pb2.RestoreModelRequest.FromString,
+                    response_serializer=coproc_dot_v1_dot_coproc__pb2.RestoreModelResponse.SerializeToString,
+            ),
             'Join': grpc.unary_unary_rpc_method_handler(
                     servicer.Join,
                     request_deserializer=coproc_dot_v1_dot_coproc__pb2.JoinRequest.FromString,
@@ -293,6 +340,11 @@ def add_CoprocessorServicer_to_server(servicer, server):
                     servicer.Pull,
                     request_deserializer=coproc_dot_v1_dot_coproc__pb2.PullRequest.FromString,
                     response_serializer=coproc_dot_v1_dot_coproc__pb2.PullResponse.SerializeToString,
+            ),
+            'PushPull': grpc.stream_stream_rpc_method_handler(
+                    servicer.PushPull,
+                    request_deserializer=coproc_dot_v1_dot_coproc__pb2.PushPullRequest.FromString,
+                    response_serializer=coproc_dot_v1_dot_coproc__pb2.PushPullResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -451,6 +503,60 @@ class Coprocessor:
             '/coproc.v1.Coprocessor/SetLearningRate',
             coproc_dot_v1_dot_coproc__pb2.SetLearningRateRequest.SerializeToString,
             coproc_dot_v1_dot_coproc__pb2.SetLearningRateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Checkpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coproc.v1.Coprocessor/Checkpoint',
+            coproc_dot_v1_dot_coproc__pb2.CheckpointRequest.SerializeToString,
+            coproc_dot_v1_dot_coproc__pb2.CheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coproc.v1.Coprocessor/RestoreModel',
+            coproc_dot_v1_dot_coproc__pb2.RestoreModelRequest.SerializeToString,
+            coproc_dot_v1_dot_coproc__pb2.RestoreModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -640,6 +746,33 @@ class Coprocessor:
             '/coproc.v1.Coprocessor/Pull',
             coproc_dot_v1_dot_coproc__pb2.PullRequest.SerializeToString,
             coproc_dot_v1_dot_coproc__pb2.PullResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushPull(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/coproc.v1.Coprocessor/PushPull',
+            coproc_dot_v1_dot_coproc__pb2.PushPullRequest.SerializeToString,
+            coproc_dot_v1_dot_coproc__pb2.PushPullResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -30,7 +30,10 @@ def measure(name, tmp_path):
         ("train", {("coproc", "gradients only")}),
         (
             "far",
-            {("push", "TCP stream"), ("pull", "TCP stream"), ("push, bf16", "push"), ("both at once", "the slower")},
+            {
+                *[("push", "TCP stream"), ("pull", "TCP stream"), ("push, bf16", "push")],
+                *[("both at once", "the slower"), ("push_pull", "push, then pull")],
+            },
         ),
     ],
 )

@@ -144,6 +144,11 @@ def test_near_it_is_push_and_pull(client, name, shards):
             assert receipt == (step, False, step - 1 if step == 0 else step, False)
             assert (snapshot.version, worker.next_step) == (step + 1, step + 1)
             assert snapshot.flat.tobytes() == descended(step + 1).tobytes()
+        # A copy outlives pushes, of which each takes a buffer of the model.
+        for step in range(3, 9):
+            worker.push({"w": gradient(step)})
+            assert model.snapshot().version == step + 1
+        assert snapshot.flat.tobytes() == descended(3).tobytes()
     model.delete()
 
 
