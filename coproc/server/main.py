@@ -19,12 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coproc.errors import ConfigError, CoprocError, Unsupported
-from coproc.server.models import Models
-from coproc.server.service import CoprocessorService
-from coproc.v1 import coproc_pb2_grpc
-from coproc.wire import as_coproc
+from coproc.server.early import METHOD, EarlyPulls
+from coproc.wire import add_service, as_coproc
 from storage_tier.errors import TierError
-from storage_tier.server import TierServer
+from storage_tier.server.rpc import RpcServer
 from storage_tier.tier import Tier
 from storage_tier.wire import TlsClient, TlsServer, target
 
@@ -124,6 +122,15 @@ def _serve(config: ServeConfig, tier: Tier, stop: threading.Event) -> None:
         tls_server = TlsServer(config.certificate, config.key)
         tls_client = TlsClient(config.authority or config.certificate)
     with ExitStack() as open_:
+        rpc = open_.enter_context(RpcServer(config.host, config.port, config.token, tls_server, MOST_CALLS))
+        early = EarlyPulls(tier.directory / "models")
+        rpc.begin({METHOD: early.pull})
+        # The compiler, the catalog and all that needs them: four times what was imported so far.
+        from coproc.server.models import Models
+        from coproc.server.service import CoprocessorService
+        from storage_tier.server import TierServer
+
+        early.end()
         models = Models(tier)
         open_.callback(models.close)
         models.recover()
@@ -139,10 +146,11 @@ def _serve(config: ServeConfig, tier: Tier, stop: threading.Event) -> None:
                 tls=tls_server,
                 trust=tls_client,
                 max_workers=MOST_CALLS,
+                rpc=rpc,
             )
         )
-        service = CoprocessorService(tier, models, server.files, config.token, tls_client)
-        server.add(lambda s: coproc_pb2_grpc.add_CoprocessorServicer_to_server(service, s), "coproc.v1.Coprocessor")
+        service = CoprocessorService(tier, models, server.files, server.address, config.token, tls_client)
+        server.add(lambda s: add_service(service, s), "coproc.v1.Coprocessor")
         port = server.start()
         service.start()
         print(f"ready coproc://{target(config.host, port)}", flush=True)

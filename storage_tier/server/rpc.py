@@ -6,13 +6,14 @@ One port. Loopback unless told otherwise. Health and reflection are always there
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import grpc
 
 from storage_tier.errors import AddressInUse
+from storage_tier.server.table import Early, Table
 from storage_tier.wire import SERVER_OPTIONS, AskToken, TlsServer, check_token, note_grpc, target
 
 DEFAULT_MAX_WORKERS = 16
@@ -49,19 +50,22 @@ class RpcServer:
             interceptors=() if token is None else (AskToken(token),),
             options=SERVER_OPTIONS,
         )
+        self._table = Table()
+        self._server.add_generic_rpc_handlers((self._table,))
         self._services: list[str] = []
         self._health: Any = None
         self._bound = False
+        self._begun = False
         self._stopped = False
 
     def add(self, register: Callable[[grpc.Server], None], service_name: str | None = None) -> None:
-        """Add a service before `start`: `register` is called with the gRPC server.
+        """Add a service before `start`: `register` is called with what takes handlers as a gRPC server.
 
         Args:
             register: as a rule `lambda server: add_XServicer_to_server(servicer, server)`.
             service_name: its full name ('storage_tier.v1.Tier'), which health and reflection then know.
         """
-        register(self._server)
+        register(self._table)
         if service_name is not None:
             self._services.append(service_name)
 
@@ -87,6 +91,21 @@ class RpcServer:
         self._bound = True
         return self.port
 
+    def begin(self, early: Mapping[str, Early]) -> int:
+        """Bind, and answer `early` methods (by full name). Calls of others wait for `start`, a minute at most.
+
+        Returns the port; does not block. The token and TLS are asked for as later. Idempotent.
+
+        Raises:
+            AddressInUse: as `bind`.
+        """
+        if not self._begun:
+            self.bind()
+            self._table.answer_early(early)
+            self._server.start()
+            self._begun = True
+        return self.port
+
     def start(self) -> int:
         """Bind and serve; returns the port. Does not block.
 
@@ -98,13 +117,13 @@ class RpcServer:
         from grpc_reflection.v1alpha import reflection
 
         self._health = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._table)
         names = [*self._services, health.SERVICE_NAME]
-        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
-        self.bind()
-        self._server.start()
+        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._table)
+        self.begin({})
         for name in ("", *names):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._table.open()
         return self.port
 
     def stop(self, grace_s: float = 1.0) -> None:
@@ -114,6 +133,7 @@ class RpcServer:
         self._stopped = True
         if self._health is not None:
             self._health.enter_graceful_shutdown()
+        self._table.close()
         self._server.stop(grace_s).wait(timeout=grace_s + 5.0)
         self._pool.shutdown(wait=False, cancel_futures=True)
 

@@ -45,6 +45,7 @@ class TierServer:
         trust: TlsClient | None = None,
         max_workers: int = DEFAULT_MAX_WORKERS,
         options: FilesOptions | None = None,
+        rpc: RpcServer | None = None,
     ) -> None:
         """Take the port and open the catalog. Nobody is served, and nothing changed in the catalog, before `start`.
 
@@ -60,12 +61,13 @@ class TierServer:
             tls: when given, nothing but TLS is spoken.
             trust: how the other servers are recognised, where TLS is spoken.
             max_workers: calls served at once.
+            rpc: made of the same host, port, token, tls and max_workers; may have begun; stopped with this. None: new.
 
         Raises:
             AddressInUse, InvalidRequest, CatalogRefused, Unreachable, DeadlineExceeded.
         """
         with ExitStack() as opened:
-            self._rpc = RpcServer(host, port, token, tls, max_workers)
+            self._rpc = rpc or RpcServer(host, port, token, tls, max_workers)
             opened.callback(self._rpc.stop)
             # Before the catalog hears of this server: two cannot have one address.
             self.port = self._rpc.bind()

@@ -270,7 +270,12 @@ def test_what_is_half_there_is_not_read(left, part):
 def test_of_two_parts_of_a_name_none_is_read(left):
     pulls, spec = left
     assert served(pulls, spec.name)
-    (Path(spec.home).parent / f"{spec.name}~00").mkdir()
+    home, aside = Path(spec.home), Path(spec.home).with_name("aside")
+    home.with_name(f"{spec.name}~00").mkdir()
+    assert not served(pulls, spec.name)
+    # Now it is listed in the other order.
+    home.rename(aside)
+    aside.rename(home)
     assert not served(pulls, spec.name)
 
 
