@@ -140,11 +140,16 @@ class Persister:
     def wait(self, path: str | None, timeout_s: float) -> None:
         """Block until nothing of `path` is pending; None means of any path.
 
+        A path that has failed is tried once more at once: whoever asks may have done something about it.
+
         Raises:
             DeadlineExceeded: it is still pending; the sentence says why.
         """
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
+            if path is not None:
+                self._queue.hurry(path)
+                self._changed.notify_all()
             while path in self._queue if path is not None else len(self._queue):
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:

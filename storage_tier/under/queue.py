@@ -50,6 +50,7 @@ class PersistFailure:
 class _Entry:
     waiting: PersistJob | None
     running: PersistJob | None = None
+    again: bool = False  # if the running job fails, the next try is due at once
     attempt_count: int = 0
     since_ns: int = 0
     not_before_s: float = 0.0
@@ -129,13 +130,24 @@ class PersistQueue:
         entry.since_ns = entry.since_ns or now_ns
         entry.not_before_s = not_before_s
         entry.reason = reason
+        if entry.again:
+            entry.again = False
+            self._ready.append(job.path)
+            return
         self._delayed_count += 1
         heapq.heappush(self._delayed, (not_before_s, self._delayed_count, job.path))
 
-    def hurry(self) -> None:
-        """Make everything due that waits for its time: each gets one more try at once."""
-        self._ready.extend(path for _, _, path in sorted(self._delayed))
-        self._delayed.clear()
+    def hurry(self, path: str | None = None) -> None:
+        """Make a path due that waits for its time, or every one: it gets one more try at once.
+
+        A named one that is being tried gets it when that try fails, which had begun before.
+        """
+        entry = None if path is None else self._entries.get(path)
+        if entry is not None and entry.running is not None:
+            entry.again = True
+        self._ready.extend(each for _, _, each in sorted(self._delayed) if path in (None, each))
+        self._delayed = [entry for entry in self._delayed if path not in (None, entry[2])]
+        heapq.heapify(self._delayed)
 
     def drop_ready(self) -> None:
         """Nothing more is to be started; what waits stays listed."""

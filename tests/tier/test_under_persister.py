@@ -355,6 +355,46 @@ def test_close_gives_each_one_more_try(under: Underneath, start: Callable[..., P
     assert persister.close(LONG_S) == [PersistJob("/b", 1)]
 
 
+def test_who_waits_for_a_path_that_was_refused_has_it_tried_at_once(
+    under: Underneath, start: Callable[..., Persister]
+) -> None:
+    """Somebody has seen to the credentials, and asks; the next try would be in a minute."""
+    under.errors = {path: UnderRefused("no credentials") for path in ("/a", "/b")}
+    clock = FakeClock()
+    persister = start(clock=clock, worker_count=1, chance=lambda: 0.0)
+    persister.submit("/a", 1)
+    persister.submit("/b", 1)
+    clock.settle(persister, LONGEST_DELAY_S / 2)
+    under.errors.clear()
+    persister.wait("/a", LONG_S)
+    assert [(path, version) for path, version, _ in under.persisted] == [("/a", 1)]
+    assert [job.path for job in persister.pending()] == ["/b"], "nobody has asked for it"
+
+
+def test_a_try_that_had_begun_before_somebody_waits_is_not_the_last(
+    under: Underneath, start: Callable[..., Persister]
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def refuse_once(job: PersistJob) -> None:
+        if len(under.attempts) == 1:
+            begun.set()
+            assert go_on.wait(LONG_S)
+            raise UnderRefused("no credentials")
+
+    under.before = refuse_once
+    persister = start(clock=FakeClock(), worker_count=1)
+    persister.submit("/a", 1)
+    assert begun.wait(LONG_S)
+    waiting = threading.Thread(target=persister.wait, args=("/a", LONG_S))
+    waiting.start()
+    with persister._changed:
+        assert persister._changed.wait_for(lambda: persister._queue._entries["/a"].again, LONG_S)
+    go_on.set()
+    waiting.join(LONG_S)
+    assert [(path, version) for path, version, _ in under.persisted] == [("/a", 1)]
+
+
 def test_close_does_not_wait_for_ever(under: Underneath, start: Callable[..., Persister]) -> None:
     under.before = hold = Hold()
     persister = start()
