@@ -36,7 +36,7 @@ ROWS = [
     ["storage_tier.filesystem", "storage_tier.testing"],
     ["storage_tier"],
     ["coproc.errors", "coproc.probe"],
-    ["coproc.layout", "coproc.jit", "coproc.schedules"],
+    ["coproc.layout", "coproc.jit", "coproc.folder", "coproc.schedules"],
     ["coproc.shared", "coproc.consistency", "coproc.optim", "coproc.grads", "coproc.data", "coproc.checkpoint"],
     ["coproc.compression"],
     ["coproc.descent", "coproc.spec", "coproc.v1"],

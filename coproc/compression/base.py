@@ -12,20 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import json
 import math
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coproc.errors import ConfigError
+from coproc.folder import one_in_each_file
 from coproc.layout import Flat
 
 # Both ends know it: how many values a coded chunk of the wire stands for, except the last, which has the rest.
@@ -130,24 +128,7 @@ def read_scales(data: memoryview, count: int, most: float, what: str) -> Flat:
 @functools.cache
 def registered() -> Mapping[str, type[Compression]]:
     """Name -> class of every compression: one in each file of this folder."""
-    found: dict[str, type[Compression]] = {}
-    package = __name__.rpartition(".")[0]
-    for entry in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        if entry.name in _OTHER_FILES:
-            continue
-        module = importlib.import_module(f"{package}.{entry.name}")
-        classes = [
-            value
-            for value in vars(module).values()
-            if isinstance(value, type) and issubclass(value, Compression) and value.__module__ == module.__name__
-        ]
-        if len(classes) != 1 or classes[0].name != entry.name:
-            raise TypeError(
-                f"{module.__file__} must define one Compression whose name is {entry.name!r}, "
-                f"and defines {[(c.__name__, getattr(c, 'name', None)) for c in classes]}"
-            )
-        found[entry.name] = classes[0]
-    return found
+    return one_in_each_file(Compression, _OTHER_FILES)  # type: ignore[type-abstract]  # only its subclasses are made
 
 
 def from_config(config: object) -> Compression:

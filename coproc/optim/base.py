@@ -35,10 +35,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import math
 import numbers
-import pkgutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -51,6 +49,7 @@ from numpy.typing import NDArray
 
 from coproc import schedules
 from coproc.errors import ConfigError
+from coproc.folder import one_in_each_file
 from coproc.schedules import Schedule
 
 Row = NDArray[np.float32]
@@ -326,24 +325,7 @@ def as_constants(*values: float) -> Constants:
 @functools.cache
 def registered() -> Mapping[str, type[Optimizer]]:
     """Name -> class of every optimizer: one in each file of this folder."""
-    found: dict[str, type[Optimizer]] = {}
-    package = __name__.rpartition(".")[0]
-    for entry in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        if entry.name in _OTHER_FILES:
-            continue
-        module = importlib.import_module(f"{package}.{entry.name}")
-        classes = [
-            value
-            for value in vars(module).values()
-            if isinstance(value, type) and issubclass(value, Optimizer) and value.__module__ == module.__name__
-        ]
-        if len(classes) != 1 or classes[0].name != entry.name:
-            raise TypeError(
-                f"{module.__file__} must define one Optimizer whose name is {entry.name!r}, "
-                f"and defines {[(c.__name__, getattr(c, 'name', None)) for c in classes]}"
-            )
-        found[entry.name] = classes[0]
-    return found
+    return one_in_each_file(Optimizer, _OTHER_FILES)  # type: ignore[type-abstract]  # only its subclasses are made
 
 
 def from_config(config: Mapping[str, Any]) -> Optimizer:
