@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from coproc import by_line
 from coproc.compression import Compression, Replica, Residual, Sending
 from coproc.compression.feedback import Part
 from coproc.errors import ConfigError, CoprocError, LeaseExpired, PushRejected, ServerError, Timeout, Unreachable
@@ -24,6 +25,7 @@ from coproc.near import Receipt
 from coproc.spec import ModelSpec
 from coproc.v1 import coproc_pb2 as pb
 from coproc.wire import ERRORS, Filling, led, parts, plain_parts
+from storage_tier.line import LineDown, Lines
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -35,23 +37,29 @@ _AGAIN_S = 0.05
 _BYTES_S = 30.0
 
 
+def no_lines() -> Lines | None:
+    """gRPC alone leads there."""
+    return None
+
+
 def pull(stub: Any, peer: str, request: pb.PullRequest, out: Flat, timeout_s: float) -> int:
     """One whole version into `out` (P,); its number."""
     with ERRORS.translated(peer):
-        return _receive(stub.Pull(request, timeout=timeout_s + _BYTES_S), out)
+        return int(_receive(stub.Pull(request, timeout=timeout_s + _BYTES_S), out).version)
 
 
-def _receive(answers: Iterator[Any], out: Flat) -> int:
+def _receive(answers: Iterator[Any], out: Flat) -> pb.ResponseHeader:
     filling = Filling(out, "the model")
     first = next(answers)
     for part in parts(itertools.chain([first], answers)):
         filling.add(part.data)
     filling.finish()
-    return int(first.header.version)
+    header: pb.ResponseHeader = first.header
+    return header
 
 
-def _receive_coded(answers: Iterator[Any], replica: Replica) -> int:
-    """Bring a replica to one whole version; its number. If it fails on the way, the next pull has it all anew."""
+def _receive_coded(answers: Iterator[Any], replica: Replica) -> pb.ResponseHeader:
+    """Bring a replica to one whole version; its header. If it fails on the way, the next pull has it all anew."""
     first = next(answers)
     known = replica.receiving(first.replica, replica.number)
     filling = Filling(replica.values, "the model")
@@ -64,7 +72,8 @@ def _receive_coded(answers: Iterator[Any], replica: Replica) -> int:
             raise ServerError("the server sends differences to parameters that this worker does not have")
     filling.finish()
     replica.complete()
-    return int(first.header.version)
+    header: pb.ResponseHeader = first.header
+    return header
 
 
 class FarWorker:
@@ -83,7 +92,13 @@ class FarWorker:
         slots: int,
         timeout_s: float,
         compression: Compression | None = None,
+        new_lines: Callable[[], Lines | None] = no_lines,
     ) -> None:
+        """Joins.
+
+        Args:
+            new_lines: makes lines to the server, which are closed here; None where there are none, and gRPC is used.
+        """
         self.spec = spec
         self.worker = worker
         self.next_step = 0
@@ -99,8 +114,11 @@ class FarWorker:
         self._residual = None if compression is None else Residual(compression, size)
         self._replica = None if compression is None else Replica(compression, size)
         self._closed = threading.Event()
+        self._new_lines = no_lines if compression is not None else new_lines
+        self._lines: Lines | None = None
         self._lease = ""
-        self._epoch = -1
+        self.epoch = -1
+        """Of the model, when this attempt joined."""
         self._went_back = False
         """The model was restored since this attempt joined: its step is not this attempt's any more."""
         self._again(self._join, time.monotonic() + timeout_s)
@@ -119,14 +137,21 @@ class FarWorker:
             request.compression_json = json.dumps(self._replica.compression.to_config())
         with ERRORS.translated(self._peer):
             answer = self._stub.Join(request, timeout=30)
-        self._went_back = self._epoch not in (-1, answer.header.epoch)
-        self._epoch = answer.header.epoch
+        self._went_back = self.epoch not in (-1, answer.header.epoch)
+        self.epoch = answer.header.epoch
         self._lease = answer.lease_id
         if self._replica is not None:
             # Each lease numbers anew: a number of the last one may come to stand for other parameters.
             self._replica.number = 0
         self._ttl_s = answer.lease_ttl_ms / 1000
         self.next_step = max(self.next_step, answer.next_step)
+        # Another start of the server has them elsewhere.
+        self._turn_to(self._new_lines())
+
+    def _turn_to(self, lines: Lines | None) -> None:
+        before, self._lines = self._lines, lines
+        if before is not None:
+            before.close()
 
     def _beat(self) -> None:
         while not self._closed.wait(self._ttl_s / 3):
@@ -177,7 +202,22 @@ class FarWorker:
         out = self._pulled
 
         def call() -> int:
+            header = receive()
+            if header.epoch != self.epoch:
+                # Read before the server is all there: whoever joins it then is told what happened.
+                raise LeaseExpired(f"model {self.spec.name!r} is not the one that worker {self.worker} has joined")
+            return int(header.version)
+
+        def receive() -> pb.ResponseHeader:
             nonlocal coming
+            if self._lines is not None:
+                left_s = max(0.001, deadline - time.monotonic())
+                try:
+                    return by_line.pull(
+                        self._lines, self._request(min_version, left_s), out, time.monotonic() + left_s + _BYTES_S
+                    )
+                except LineDown:
+                    self._turn_to(None)
             with ERRORS.translated(self._peer):
                 answers = self._ask(min_version, deadline) if coming is None else coming
                 coming = None
@@ -190,15 +230,17 @@ class FarWorker:
 
     def _ask(self, min_version: int, deadline: float) -> Iterator[Any]:
         left_s = max(0.001, deadline - time.monotonic())
-        request = pb.PullRequest(
+        answers: Iterator[Any] = self._stub.Pull(self._request(min_version, left_s), timeout=left_s + _BYTES_S)
+        return answers
+
+    def _request(self, min_version: int, left_s: float) -> pb.PullRequest:
+        return pb.PullRequest(
             name=self.spec.name,
             lease_id=self._lease,
             min_version=min_version,
             timeout_ms=int(left_s * 1000),
             replica=self._held,
         )
-        answers: Iterator[Any] = self._stub.Pull(request, timeout=left_s + _BYTES_S)
-        return answers
 
     @property
     def _held(self) -> int:
@@ -244,6 +286,9 @@ class FarWorker:
         What fails once the receipt is here fails as `pull`: the step is committed, and `next_step` is beyond it.
         """
         deadline = time.monotonic() + timeout_s
+        if self._lines is not None:
+            receipt = self._commit(step, examples, loss, deadline, flush, self._push)
+            return receipt, *self._read(None, min_version, deadline)
         coming: Iterator[Any] = iter(())
 
         def push(begin: pb.PushBegin, parts: Iterable[Part], timeout_s: float) -> pb.PushResponse:
@@ -302,6 +347,12 @@ class FarWorker:
         return Receipt(step, answer.duplicate, self.read_version, answer.skipped)
 
     def _push(self, begin: pb.PushBegin, parts: Iterable[Part], timeout_s: float) -> pb.PushResponse:
+        if self._lines is not None:
+            gradient = self.slot(0) if begin.examples else None
+            try:
+                return by_line.push(self._lines, begin, gradient, time.monotonic() + timeout_s)
+            except LineDown:
+                self._turn_to(None)
         requests = itertools.chain([pb.PushRequest(begin=begin)], parts)
         with ERRORS.translated(self._peer):
             answer: pb.PushResponse = self._stub.Push(requests, timeout=timeout_s)
@@ -325,4 +376,5 @@ class FarWorker:
         except (CoprocError, ValueError):  # no server, no model, or the client has closed its channel
             log.debug("the lease of worker %d was left to end by itself", self.worker)
         finally:
+            self._turn_to(None)
             self._heart.join(timeout=5)

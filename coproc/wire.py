@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import numpy as np
@@ -26,6 +26,8 @@ from storage_tier.wire import ErrorTable
 
 # Each message is handed from thread to thread in gRPC, which takes longer than to copy a MiB.
 _PLAIN_BYTES = 2 << 20
+# Received by the line before it is looked at: it is in the processor's cache then.
+_RECEIVED_BYTES = 1 << 20
 # A part up to this size is better copied into another message than sent by one of its own.
 _SMALL_BYTES = 1 << 16
 _SERVICE = "coproc.v1.Coprocessor"
@@ -203,6 +205,16 @@ def _read(data: bytes, kind: Any, chunk_tag: int) -> Any:
     return kind.FromString(data)
 
 
+class Raw(Protocol):
+    """Bytes that follow a message on the line (`storage_tier.line`)."""
+
+    left_bytes: int
+
+    def fill(self, view: memoryview) -> None:
+        """Take the next ones."""
+        ...
+
+
 class Filling:
     """Receives chunks into a float32 vector (P,) that somebody else owns."""
 
@@ -227,6 +239,20 @@ class Filling:
         whole_floats = not (self.filled_bytes | end) & 3
         self.finite &= whole_floats and all_finite(self._out[self.filled_bytes // 4 : end // 4])
         self.filled_bytes = end
+
+    def receive(self, source: Raw) -> None:
+        """Take all raw bytes of a call by the line, straight into place.
+
+        Raises:
+            ConfigError: not as many as the vector has; none was taken. As `source.fill`.
+        """
+        if source.left_bytes != len(self._data):
+            raise errors.ConfigError(f"{self._what} has {len(self._data):,} bytes, and {source.left_bytes:,} were sent")
+        while self.filled_bytes < len(self._data):
+            end = min(self.filled_bytes + _RECEIVED_BYTES, len(self._data))
+            source.fill(self._data[self.filled_bytes : end])
+            self.finite &= all_finite(self._out[self.filled_bytes // 4 : end // 4])
+            self.filled_bytes = end
 
     def add_coded(self, chunk: bytes | memoryview, compression: Compression) -> None:
         """Decode the next piece into its place.

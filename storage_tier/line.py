@@ -30,7 +30,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from storage_tier.errors import DeadlineExceeded, ServerFailed, TierError, Unreachable
-from storage_tier.wire import CHUNK_BYTES, MAX_MESSAGE_BYTES, TIER_ERRORS, TlsClient
+from storage_tier.wire import CHUNK_BYTES, MAX_MESSAGE_BYTES, TIER_ERRORS, ErrorTable, TlsClient
 
 MAGIC = b"tier-line 1\n"
 WELCOME = b"+"
@@ -173,24 +173,30 @@ class Incoming:
         count = self.left_bytes
         if count == len(view):
             for at in range(0, count, _TAKE_BYTES):
-                self._take(view[at : at + _TAKE_BYTES])
+                self.fill(view[at : at + _TAKE_BYTES])
         return count
 
-    def __iter__(self) -> Iterator[memoryview]:
-        """Piece by piece, each valid until the next."""
-        buffer = memoryview(bytearray(min(CHUNK_BYTES, self.left_bytes)))
-        while self.left_bytes:
-            view = buffer[: self.left_bytes]
-            self._take(view)
-            yield view
+    def fill(self, view: memoryview) -> None:
+        """Take the next bytes, no more than are left, into memory of the caller. Copied once, by the kernel.
 
-    def _take(self, view: memoryview) -> None:
+        Raises:
+            Unreachable, DeadlineExceeded: the rest will not come.
+        """
+        assert len(view) <= self.left_bytes
         try:
             self._stream.limit(_left_s(self._deadline_s))
             self._stream.take_into(view)
         except (OSError, EOFError) as error:
             raise _broken(error, self._peer) from None
         self.left_bytes -= len(view)
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """Piece by piece, each valid until the next."""
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, self.left_bytes)))
+        while self.left_bytes:
+            view = buffer[: self.left_bytes]
+            self.fill(view)
+            yield view
 
 
 class Lines:
@@ -223,7 +229,7 @@ class Lines:
         """
         stream = self._get(deadline_s)
         try:
-            return self._ask(stream, name, request, answer_class, deadline_s, (), 0).first
+            return self._ask(stream, name, request, answer_class, deadline_s, (), 0, TIER_ERRORS).first
         finally:
             self._give_back(stream)
 
@@ -236,15 +242,20 @@ class Lines:
         deadline_s: float,
         raw: Iterable[memoryview] = (),
         raw_bytes: int = 0,
+        errors: ErrorTable = TIER_ERRORS,
     ) -> Iterator[Incoming]:
         """One call with raw bytes in either direction. What is not taken of the answer ends the connection.
+
+        Args:
+            raw, raw_bytes: what follows the request, and how much that is.
+            errors: of the server's refusals, where the call is of another service than the tier's.
 
         Raises:
             as `call`.
         """
         stream = self._get(deadline_s)
         try:
-            incoming = self._ask(stream, name, request, answer_class, deadline_s, raw, raw_bytes)
+            incoming = self._ask(stream, name, request, answer_class, deadline_s, raw, raw_bytes, errors)
             try:
                 yield incoming
             finally:
@@ -261,6 +272,7 @@ class Lines:
         deadline_s: float,
         raw: Iterable[memoryview],
         raw_bytes: int,
+        errors: ErrorTable,
     ) -> Incoming:
         stream.whole = False
         try:
@@ -275,7 +287,7 @@ class Lines:
         if kind == FAILED:
             stream.whole = True
             kind_name, _, sentence = message.decode(errors="replace").partition("\0")
-            TIER_ERRORS.raise_named(kind_name, sentence)
+            errors.raise_named(kind_name, sentence)
         try:
             first = answer_class.FromString(message)
         except DecodeError:

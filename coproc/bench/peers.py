@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -88,6 +89,8 @@ class _Inside:
         self.committed_ns = 0
         self.worker: Any = None
         self.client: Any = None
+        self.far: dict[bool, Any] = {}
+        self.exit = contextlib.ExitStack()
         self.ahead = 0
         self.gradient = np.zeros(0, np.float32)
 
@@ -100,6 +103,33 @@ class _Inside:
         self.worker = self.client.model(model).join(worker, slots=slots)
         self.worker.pull()
         return int(self.worker.next_step)
+
+    def join_far(self, address: str, model: str, worker: int, line: bool) -> None:
+        """Become a worker from another host, by the line or by gRPC alone; a second one, perhaps."""
+        import coproc
+        from coproc.far import FarWorker, no_lines
+        from coproc.wire import service_stub
+        from storage_tier.wire import channel, parse_address
+
+        [(host, port)] = parse_address(address)
+        client = self.exit.enter_context(coproc.connect(address, near=False))
+        connection = self.exit.enter_context(channel(host, port))
+        spec = client.model(model).spec
+        server = spec.shards[0].server
+        new_lines = (lambda: client.new_lines(server)) if line else no_lines
+        far = FarWorker(spec, service_stub(connection), server, worker, 1, _ANSWER_TIMEOUT_S, None, new_lines)
+        self.exit.callback(far.close)
+        far.slot(0)[:] = 1e-3
+        self.far[line] = far
+
+    def push_far(self, line: bool) -> None:
+        """Push what is in the buffer of one of these."""
+        far = self.far[line]
+        far.commit(far.next_step, 1, math.nan, _ANSWER_TIMEOUT_S)
+
+    def pull_far(self, line: bool) -> None:
+        """Pull the newest version."""
+        self.far[line].pull(0, _ANSWER_TIMEOUT_S)
 
     @contextlib.contextmanager
     def _stamped(self) -> Iterator[None]:
@@ -116,7 +146,9 @@ class _Inside:
             probe.watch("push.commit.before", None)
 
     def leave(self) -> None:
-        """Close the worker and its connection."""
+        """Close the worker and its connection, and those from another host."""
+        self.far.clear()
+        self.exit.close()
         if self.client is not None:
             self.worker.close()
             self.client.close()

@@ -18,6 +18,7 @@ from coproc.spec import ModelSpec
 from coproc.v1 import coproc_pb2 as pb
 from coproc.wire import Filling, plain_parts
 from storage_tier.budget import Budget
+from storage_tier.server.line import Taken
 
 # A far client calls or renews at least this often, or it is taken for dead.
 LEASE_TTL_S = 15.0
@@ -52,7 +53,7 @@ class FarSession:
             raise ConfigError("a coded chunk was sent under a lease that was joined without a compression")
         return self.replica.compression
 
-    def push(self, begin: pb.PushBegin, parts: Iterable[Part]) -> pb.PushResponse:
+    def push(self, begin: pb.PushBegin, given: Iterable[Part] | Taken) -> pb.PushResponse:
         """Commit a gradient that comes in parts, once it is whole; a step without one if `begin` has no examples.
 
         The answer has no header yet.
@@ -60,11 +61,14 @@ class FarSession:
         worker, timeout_s = self.worker, begin.timeout_ms / 1000
         if begin.examples:
             filling = Filling(worker.slot(timeout_s), f"a gradient of model {begin.name!r}")
-            for part in parts:
-                if part.coded:
-                    filling.add_coded(part.data, self.compression)
-                else:
-                    filling.add(part.data)
+            if isinstance(given, Taken):
+                filling.receive(given)
+            else:
+                for part in given:
+                    if part.coded:
+                        filling.add_coded(part.data, self.compression)
+                    else:
+                        filling.add(part.data)
             filling.finish()
             receipt = worker.commit(begin.step, begin.examples, begin.loss, finite=filling.finite)
         else:
@@ -114,6 +118,8 @@ class FarSessions:
         replica = None
         if compression is not None:
             replica = Replica(compression, spec.layout.size)
+            if spec.optimizer.compensates:
+                worker.computes_on(replica.values)
             try:
                 self._budget.charge(_charge(spec, lease_id), spec.layout.size * 4)
             except BaseException:

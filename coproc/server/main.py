@@ -151,6 +151,7 @@ def _serve(config: ServeConfig, tier: Tier, stop: threading.Event) -> None:
         )
         service = CoprocessorService(tier, models, server.files, server.address, config.token, tls_client)
         server.add(lambda s: add_service(service, s), "coproc.v1.Coprocessor")
+        server.add_calls(service.line_calls())
         port = server.start()
         service.start()
         print(f"ready coproc://{target(config.host, port)}", flush=True)

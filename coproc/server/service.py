@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from coproc import by_line
 from coproc.checkpoint import Value
 from coproc.compression import from_json
 from coproc.compression.feedback import Part
@@ -22,7 +24,7 @@ from coproc.server.access import Access
 from coproc.server.checkpoints import Checkpointing, beginning_of
 from coproc.server.creating import Creation
 from coproc.server.engine import Engine
-from coproc.server.far import LEASE_TTL_S, FarSession, FarSessions
+from coproc.server.far import LEASE_TTL_S, FarSessions
 from coproc.server.models import Beginning, Models
 from coproc.server.report import Report
 from coproc.server.restoring import Restoring
@@ -34,6 +36,7 @@ from coproc.wire import ERRORS, Filling, as_coproc, led, parts, plain_parts, ser
 from storage_tier import wire as tier_wire
 from storage_tier.errors import TierError
 from storage_tier.files import Files
+from storage_tier.server.line import NOTHING, Call, Raw, Taken
 from storage_tier.tier import Tier
 
 _PAGE_COUNT = 1000
@@ -62,7 +65,7 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         self._directory.build_in()
         self._creation = Creation(models, self._directory, tier.budget, self._peer)
         self._checkpoints = Checkpointing(tier, files, models)
-        self._restoring = Restoring(models, self._directory, self._creation, self._checkpoints)
+        self._restoring = Restoring(models, self._directory, self._creation, self._checkpoints, self._let_go)
         self._report = Report(tier, models, files, self._directory.pusher, self._checkpoints)
 
     # -- models ----------------------------------------------------------------------------------------------
@@ -217,10 +220,13 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         begin = _first(requests, "begin").begin
         engine, timeout_s = self._pushed_to(begin)
         with self._far.use(begin.lease_id, timeout_s) as session:
-            return _pushed(engine, session, begin, requests)
+            return _answered(engine, session.push(begin, parts(requests)))
 
     @ERRORS.handler
     def Pull(self, request: pb.PullRequest, context: grpc.ServicerContext) -> Iterator[Any]:
+        yield from self._pull(request)
+
+    def _pull(self, request: pb.PullRequest) -> Generator[Any, None, None]:
         engine = self._models.get(request.name, request.identity)
         timeout_s = request.timeout_ms / 1000
         if request.lease_id:
@@ -238,6 +244,27 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         yield pb.PullResponse(header=_header_of(engine, version))
         yield from plain_parts(out)
 
+    def line_calls(self) -> dict[str, Call]:
+        """Push and Pull for the line. PushPull is one after the other there."""
+        return {
+            by_line.PUSH: Call(pb.PushBegin, lambda begin, _, taken: (self._push_raw(begin, taken), NOTHING), ERRORS),
+            by_line.PULL: Call(pb.PullRequest, lambda request, *_: self._pull_raw(request), ERRORS),
+        }
+
+    def _push_raw(self, begin: pb.PushBegin, taken: Taken) -> pb.PushResponse:
+        engine, timeout_s = self._pushed_to(begin)
+        with self._far.use(begin.lease_id, timeout_s) as session:
+            return _answered(engine, session.push(begin, taken))
+
+    def _pull_raw(self, request: pb.PullRequest) -> tuple[pb.PullResponse, Raw]:
+        size_bytes = 4 * self._models.get(request.name, request.identity).spec.layout.size
+        answers = self._pull(request)
+        first = next(answers)
+        if first.replica:
+            answers.close()
+            raise ConfigError("what a compression codes does not go by the line: pull by gRPC, or join without one")
+        return first, Raw(None, 0, size_bytes, _data(answers))
+
     @ERRORS.handler
     def PushPull(self, requests: Iterator[pb.PushPullRequest], context: grpc.ServicerContext) -> Iterator[Any]:
         first = next(requests, None)
@@ -247,7 +274,8 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         engine, timeout_s = self._pushed_to(begin.push)
         deadline = time.monotonic() + timeout_s
         with self._far.use(begin.push.lease_id, timeout_s) as session:
-            yield pb.PushPullResponse(receipt=_pushed(engine, session, begin.push, itertools.chain([first], requests)))
+            receipt = session.push(begin.push, parts(itertools.chain([first], requests)))
+            yield pb.PushPullResponse(receipt=_answered(engine, receipt))
             left_s = max(0.0, deadline - time.monotonic())
             version, number, sent = session.pull(begin.min_version, left_s, begin.replica)
             yield from led(pb.PushPullResponse(header=_header_of(engine, version), replica=number), sent)
@@ -279,6 +307,10 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         self._access.forget(spec, reason)
         self._report.forget(spec.name)
         self._checkpoints.forget(spec)
+
+    def _let_go(self, spec: ModelSpec, reason: str) -> None:
+        self._forget(spec, reason)
+        self._far.end_of(spec.identity)
 
     def start(self) -> None:
         """Begin to take gradients that are committed as files, and checkpoints. After the files have started."""
@@ -333,8 +365,13 @@ def _first(requests: Iterator[Any], part: str) -> Any:
     return request
 
 
-def _pushed(engine: Engine, session: FarSession, begin: pb.PushBegin, requests: Iterator[Any]) -> pb.PushResponse:
-    answer = session.push(begin, parts(requests))
+def _data(answers: Generator[Any, None, None]) -> Generator[memoryview | bytes, None, None]:
+    with closing(answers):
+        for part in parts(answers):
+            yield part.data
+
+
+def _answered(engine: Engine, answer: pb.PushResponse) -> pb.PushResponse:
     answer.header.CopyFrom(_header(engine))
     return answer
 

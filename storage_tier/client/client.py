@@ -14,6 +14,7 @@ from storage_tier.client.verbs import DEFAULT_TIMEOUT_S, Verbs, whole_path
 from storage_tier.client.writing import FileWriter, commit_all, put
 from storage_tier.errors import InvalidRequest, OutOfMemory
 from storage_tier.file_info import FileInfo, FileMetadata, WriteTypeName
+from storage_tier.line import Lines
 from storage_tier.messages import commit_options
 from storage_tier.wire import TlsClient
 from storage_tier.writer import flat_views
@@ -78,6 +79,16 @@ class TierClient(Verbs):
     def epoch(self) -> int:
         """The server's count of starts, as of the last answer."""
         return self._connection.hello(time.monotonic() + DEFAULT_TIMEOUT_S).epoch
+
+    def new_lines(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> Lines | None:
+        """Lines to the server, for calls of another service that takes some by them; the caller closes them.
+
+        None where there are none: gRPC is the way then. One round trip.
+
+        Raises:
+            Unreachable, DeadlineExceeded.
+        """
+        return self._connection.new_lines(time.monotonic() + timeout_s)
 
     def close(self) -> None:
         """Close the connection of this process. Idempotent; a later call connects again; open files stay open."""

@@ -12,7 +12,7 @@ import grpc
 
 from storage_tier.client.way import Hello, Streamed, Way, forked
 from storage_tier.errors import DeadlineExceeded, InvalidRequest, ServerFailed, Unreachable, Unsupported
-from storage_tier.line import Incoming
+from storage_tier.line import Incoming, Lines
 from storage_tier.v1 import tier_pb2
 from storage_tier.wire import TlsClient, check_token, parse_address, target
 
@@ -105,6 +105,13 @@ class Connection:
             Unsupported: near was asked for, and it is not.
         """
         return self._connect(deadline_s).greet(deadline_s)
+
+    def new_lines(self, deadline_s: float) -> Lines | None:
+        """Lines to the server, for calls of another service of it; the caller closes them. A round trip.
+
+        None where there are none. Raises as `call`.
+        """
+        return self._connect(deadline_s).new_lines(deadline_s)
 
     def inside(self, path: str, hello: Hello) -> Path:
         """A path that the server told, if it lies in the folder it proved to own.

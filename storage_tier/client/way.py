@@ -197,12 +197,20 @@ class Way:
             self._turn_to(hello)
         return hello
 
+    def new_lines(self, deadline_s: float) -> Lines | None:
+        """Lines to who answers now, that the caller closes; None where there are none. A round trip."""
+        return self._lines_of(self._ask(deadline_s))
+
+    def _lines_of(self, hello: Hello) -> Lines | None:
+        if hello.line is None or self._server is None:
+            return None
+        return Lines(self.peer, hello.line, hello.ticket, self._tls)
+
     def _turn_to(self, hello: Hello) -> None:
         before, self._lines = self._lines, None
         if before is not None:
             before.close()
-        if hello.line is not None and self._server is not None:
-            self._lines = Lines(self.peer, hello.line, hello.ticket, self._tls)
+        self._lines = self._lines_of(hello)
         self.hello = hello
 
     def _each_line(self, deadline_s: float) -> Iterator[Lines]:

@@ -72,8 +72,8 @@ class FileService(files_pb2_grpc.FilesServicer):
         return {
             **unary_calls(self, pb.DESCRIPTOR.services_by_name["Files"]),
             "ReadFile": Call(pb.ReadFileRequest, lambda request, context, _: self._read(request, context)),
-            "SendFile": Call(pb.SendFileBegin, lambda begin, _, raw: (self._send(begin, raw), NOTHING)),
-            "StageFile": Call(pb.SendFileBegin, lambda begin, _, raw: (self._stage(begin, raw), NOTHING)),
+            "SendFile": Call(pb.SendFileBegin, lambda begin, _, raw: (self._send(begin, iter(raw)), NOTHING)),
+            "StageFile": Call(pb.SendFileBegin, lambda begin, _, raw: (self._stage(begin, iter(raw)), NOTHING)),
         }
 
     # ------------------------------------------------------------------- write

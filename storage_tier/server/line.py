@@ -22,7 +22,7 @@ from storage_tier.blocks import Block
 from storage_tier.errors import DeadlineExceeded, InvalidRequest, ServerFailed, TierError
 from storage_tier.line import ANSWER, FAILED, FINE, MAGIC, REQUEST, TICKET_BYTES, WELCOME, Stream, short_path, tune
 from storage_tier.server.leader import LeaderFollowers
-from storage_tier.wire import CHUNK_BYTES, MAX_MESSAGE_BYTES, TIER_ERRORS, TlsServer
+from storage_tier.wire import CHUNK_BYTES, MAX_MESSAGE_BYTES, TIER_ERRORS, ErrorTable, TlsServer
 
 LOG = logging.getLogger(__name__)
 
@@ -70,11 +70,49 @@ class Raw:
 NOTHING = Raw(None, 0, 0)
 
 
+class Taken:
+    """The raw bytes of a request: to be taken once, by `fill` or by iterating. What is left is dropped."""
+
+    def __init__(self, stream: Stream, size_bytes: int) -> None:
+        self._stream = stream
+        self.left_bytes = size_bytes
+        self.broken = False
+        """The client left in the middle."""
+
+    def fill(self, view: memoryview) -> None:
+        """Take the next bytes, no more than are left, into memory of the caller. Copied once, by the kernel.
+
+        Raises:
+            OSError, EOFError: the client left, or sent nothing for a minute.
+        """
+        assert len(view) <= self.left_bytes
+        try:
+            self._stream.sock.settimeout(_STALLED_S)
+            self._stream.take_into(view)
+            self._stream.sock.settimeout(None)
+        except (OSError, EOFError):
+            self.broken = True
+            raise
+        self.left_bytes -= len(view)
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """Piece by piece, each valid until the next."""
+        if not self.left_bytes:
+            return
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, self.left_bytes)))
+        while self.left_bytes:
+            view = buffer[: self.left_bytes]
+            self.fill(view)
+            yield view
+
+
 class Call(NamedTuple):
     """How a method is called: (request, context, raw bytes of the request) -> (answer, raw bytes of the answer)."""
 
     request_class: Any
-    do: Callable[[Any, LineContext, Iterator[memoryview]], tuple[Any, Raw]]
+    do: Callable[[Any, LineContext, Taken], tuple[Any, Raw]]
+    errors: ErrorTable = TIER_ERRORS
+    """What it raises, and how that travels."""
 
 
 @dataclass(frozen=True)
@@ -289,18 +327,18 @@ class LineServer:
         name, message = stream.take(name_bytes), stream.take(message_bytes)
         if raw_bytes > _QUICK_BYTES:
             self._leader.leave_lead()
-        taken = _Taken(stream, raw_bytes)
+        taken = Taken(stream, raw_bytes)
         raw = NOTHING
+        call = self._calls.get(name)
         try:
             try:
-                call = self._calls.get(name)
                 if call is None:
                     raise ServerFailed(f"the server does not know this call: is it another version? ({name!r:.60})")
                 if not self._turns.acquire(timeout=max(0.0, left_ms / 1000)):
                     raise DeadlineExceeded("the server was busy with other calls for all of the time given")
                 try:
                     request = call.request_class.FromString(message)
-                    answer, raw = call.do(request, LineContext(deadline_s), iter(taken))
+                    answer, raw = call.do(request, LineContext(deadline_s), taken)
                     content, kind = answer.SerializeToString(), FINE
                 finally:
                     self._turns.release()
@@ -309,7 +347,7 @@ class LineServer:
         except Exception as error:
             if taken.broken:
                 raise  # the client left in the middle of its bytes, and nobody is there to be told
-            described, sentence = TIER_ERRORS.describe(error)
+            described, sentence = (call.errors if call is not None else TIER_ERRORS).describe(error)
             content, kind = f"{described.__name__}\0{sentence}".encode(), FAILED
         with raw:
             # What a refusal has left would be taken for the next call.
@@ -321,31 +359,6 @@ class LineServer:
             # From the map by send(2): sendfile(2) hands over single pages, at two thirds of the speed on loopback.
             for chunk in raw.chunks():
                 stream.sock.sendall(chunk)
-
-
-class _Taken:
-    """The raw bytes of a request, piece by piece, each valid until the next."""
-
-    def __init__(self, stream: Stream, size_bytes: int) -> None:
-        self._stream = stream
-        self._left_bytes = size_bytes
-        self.broken = False
-
-    def __iter__(self) -> Iterator[memoryview]:
-        if not self._left_bytes:
-            return
-        buffer = memoryview(bytearray(min(CHUNK_BYTES, self._left_bytes)))
-        while self._left_bytes:
-            view = buffer[: self._left_bytes]
-            try:
-                self._stream.sock.settimeout(_STALLED_S)
-                self._stream.take_into(view)
-                self._stream.sock.settimeout(None)
-            except (OSError, EOFError):
-                self.broken = True
-                raise
-            self._left_bytes -= len(view)
-            yield view
 
 
 def _shut(sock: socket.socket) -> None:

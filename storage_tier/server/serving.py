@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -17,7 +17,7 @@ from storage_tier.host import TEMPORARY_PREFIX, proof_of
 from storage_tier.line import TICKET_OF
 from storage_tier.server.blocks import TierService
 from storage_tier.server.files import FileService
-from storage_tier.server.line import LineServer
+from storage_tier.server.line import Call, LineServer
 from storage_tier.server.peers import RpcPeers
 from storage_tier.server.rpc import DEFAULT_MAX_WORKERS, RpcServer
 from storage_tier.tier import Tier
@@ -94,6 +94,11 @@ class TierServer:
     def add(self, register: Callable[[grpc.Server], None], service_name: str | None = None) -> None:
         """As `RpcServer.add`."""
         self._rpc.add(register, service_name)
+
+    def add_calls(self, calls: Mapping[str, Call]) -> None:
+        """Have the line take calls of another service too, by names that are its own. Before `start`."""
+        assert not self._calls.keys() & calls.keys()
+        self._calls.update(calls)
 
     def start(self) -> int:
         """Join the catalog, make it and the blocks agree, and serve; returns the port. Does not block.

@@ -13,6 +13,7 @@ import pytest
 import coproc
 from coproc.compression import TopK, as_compression, registered
 from coproc.compression.base import PIECE_FLOATS
+from coproc.far import no_lines
 from coproc.v1 import coproc_pb2 as pb
 from coproc.v1 import coproc_pb2_grpc
 from storage_tier.wire import channel, parse_address
@@ -96,7 +97,8 @@ def unreachable():
 
 
 def join(model, worker=0, compression="int8"):
-    """A worker and the stub it speaks by."""
+    """A worker and the stub it speaks by: gRPC alone."""
+    model._new_lines = no_lines
     attempt = model.join(worker, compression=compression)
     attempt._attempt._stub = stub = Stub(attempt._attempt._stub)
     return attempt, stub

@@ -11,6 +11,7 @@ import pytest
 import coproc
 from coproc.compression import TopK, registered
 from coproc.compression.base import PIECE_FLOATS
+from coproc.far import no_lines
 from coproc.v1 import coproc_pb2 as pb
 from coproc.v1 import coproc_pb2_grpc
 from storage_tier.wire import channel, parse_address
@@ -94,6 +95,8 @@ def lose_all(answers):
 
 
 def join(model, worker=0, compression=None):
+    """A worker by gRPC alone; by the line a push and a pull are two calls."""
+    model._new_lines = no_lines
     attempt = model.join(worker, compression=compression)
     attempt._attempt._stub = stub = Stub(attempt._attempt._stub)
     return attempt, stub

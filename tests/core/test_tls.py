@@ -117,6 +117,7 @@ def test_a_model_lives_behind_tls(address, trusting, name, near):
         model = client.create_model(name, params={"w": first}, optimizer=coproc.optim.SGD(1.0), shards=2)
         assert len({place.server for place in model.spec.shards}) == 2
         with model.join(worker=0) as worker:
+            assert near or worker._attempt._lines._tls is trusting
             for step in range(3):
                 assert worker.push({"w": np.ones(1000)})[:2] == (step, False)
                 pulled = worker.pull(min_version=step + 1, timeout_s=30)
