@@ -119,6 +119,8 @@ class ModelSpec:
     """What becomes of a gradient with NaN or infinity: `PushRejected`; or its step has none, which is counted."""
     checkpoints: Checkpoints | None = None
     """None: only when somebody asks for one."""
+    memory_limit_bytes: int | None = None
+    """The most that it may take on each server, with the slots of its workers; None: what the server has."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -130,6 +132,8 @@ class ModelSpec:
             raise ConfigError(f"buffers must be 2 to 16, not {self.buffers}")
         if self.not_finite not in ("reject", "skip"):
             raise ConfigError(f'not_finite must be "reject" or "skip", not {self.not_finite!r:.100}')
+        if self.memory_limit_bytes is not None:
+            whole("memory_limit_bytes", self.memory_limit_bytes, 1, 1 << 60)
 
     @property
     def folder(self) -> str:
@@ -151,6 +155,17 @@ class ModelSpec:
         if isinstance(self.optimizer, optim.Layerwise):
             return 2 * len(self.layout.shapes)
         return 0 if self.optimizer.clip_norm is None else 1
+
+    @property
+    def base_at(self) -> int:
+        """Floats from the beginning of a slot to its base, where it has one; a multiple of a cache line."""
+        return -(-self.layout.size // optim.LINE_FLOATS) * optim.LINE_FLOATS
+
+    @property
+    def slot_floats(self) -> int:
+        """Floats of a slot: a gradient; where delays are compensated also its base, what it was computed on."""
+        size = self.layout.size
+        return self.base_at + size if self.optimizer.compensates else size
 
     def seat_path(self, seat: int, generation: int) -> Path:
         """The region of a seat; a seat that is given again gets a region of its own."""
@@ -181,6 +196,7 @@ class ModelSpec:
                 "shards": [vars(place) for place in self.shards],
                 "not_finite": self.not_finite,
                 "checkpoints": None if self.checkpoints is None else asdict(self.checkpoints),
+                "memory_limit_bytes": self.memory_limit_bytes,
             },
             indent=1,
         )
@@ -207,6 +223,7 @@ class ModelSpec:
                 shards=tuple(ShardPlace(**place) for place in raw.get("shards", ())),
                 not_finite=raw.get("not_finite", "reject"),
                 checkpoints=None if raw.get("checkpoints") is None else Checkpoints(**raw["checkpoints"]),
+                memory_limit_bytes=raw.get("memory_limit_bytes"),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             if isinstance(error, ConfigError):

@@ -14,7 +14,7 @@
     coproc.optim.LAMB(learning_rate=1e-3, weight_decay=0.01)
 
 Around any of them: ``clip_value=1.0``, ``clip_norm=1.0`` (not the last two), ``weight_decay=1e-4``,
-``staleness="inverse"``, and a course of `coproc.schedules` for a learning rate.
+``staleness="inverse"``, ``delay_compensation=0.04``, and a course of `coproc.schedules` for a learning rate.
 
 An optimizer more is one file more in this folder; see `coproc.optim.base`.
 """

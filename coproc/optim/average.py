@@ -39,8 +39,10 @@ class Average(Optimizer):
             raise ConfigError(f"learning_rate of Average must be 0 to 1, not {self.base_rate!r}")
         if self.combine not in ("mean", "best"):
             raise ConfigError(f'combine of Average must be "mean" or "best", not {self.combine!r:.100}')
-        if self.weight_decay or self.clip_value is not None or self.clip_norm is not None:
-            raise ConfigError("Average is given parameters: clipping and weight_decay are for gradients")
+        if self.weight_decay or self.clip_value is not None or self.clip_norm is not None or self.compensates:
+            raise ConfigError(
+                "Average is given parameters: clipping, weight_decay and delay_compensation are for gradients"
+            )
 
     @property
     def is_plain(self) -> bool:

@@ -15,9 +15,11 @@ An optimizer is one file of this folder with one frozen dataclass and one functi
 It reads the front (parameters, then the state rows), writes the back, and never anything else:
 
     gradients   tuple over updates of tuple over members of float32 (n,): ((g0, g1),) is one round of two
-                members, ((g0,), (g1,)) are two updates, one after the other
-    weights     tuple over updates of what `Optimizer.weights` gives: the members' shares of their round, and what
-                becomes of their sum
+                members, ((g0,), (g1,)) are two updates, one after the other. Of an optimizer that compensates
+                delays each member has two rows, ((g0, g1, b0, b1),): the bases are the parameters that the
+                gradients were computed on
+    weights     tuple over updates of what `Optimizer.weights` gives: the members' shares of their round, what
+                becomes of their sum, and how much each is compensated
     constants   tuple over updates of what `Optimizer.constants` gives
     front       (params, *state), float32 (n,) each
     back        the same, other buffers; or the front itself: then the sweep is in place
@@ -57,7 +59,8 @@ Row = NDArray[np.float32]
 Constants = tuple[np.float32, ...]
 Weights = Any
 """(share, ...) of the members of an update; or ((share, ...), limit, decay): their sum is clipped to -limit ... limit,
-then decay * parameters are added."""
+then decay * parameters are added; or ((share, ...), limit, decay, (delay, ...)): before they are summed, each gradient
+is compensated by delay * (parameters - base) * gradient^2."""
 
 LINE_FLOATS = 16
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -97,22 +100,52 @@ def clip(value: Row, limit: np.float32) -> Row:
     return np.where(value > limit, limit, value)
 
 
+def compensated_sum(
+    rows: tuple[Row, ...],
+    bases: tuple[Row, ...],
+    shares: Constants,
+    delays: Constants,
+    params: Row,
+    line: int,
+    how: int | None,
+) -> Row:
+    """``shares[0] * (rows[0] + delays[0] * (params - bases[0]) * rows[0] * rows[0]) + ...`` of a line, likewise.
+
+    From left to right, so that a difference of 0 gives 0 however large the gradient is.
+    """
+    total: Row | None = None
+    for row, base, share, delay in zip(rows, bases, shares, delays, strict=True):
+        g = get(row, line, how)
+        term = share * (g + delay * (params - get(base, line, how)) * g * g)
+        total = term if total is None else total + term
+    assert total is not None
+    return total
+
+
+def summed(rows: tuple[Row, ...], weights: Weights, params: Row, line: int, how: int | None) -> Row:
+    """The members of an update, a line of them, at the line `params` of parameters: each compensated, then summed."""
+    shares, _, delays = split(weights)
+    if not delays:
+        return weighted_sum(rows, shares, line, how)
+    return compensated_sum(rows[: len(shares)], rows[len(shares) :], shares, delays, params, line, how)
+
+
 def gradient(rows: tuple[Row, ...], weights: Weights, params: Row, line: int, how: int | None) -> Row:
     """The gradient of an update, a line of it, at the line `params` of parameters: summed, clipped, with its decay."""
-    shares, shape = split(weights)
-    total = weighted_sum(rows, shares, line, how)
-    if shape is None:
+    total = summed(rows, weights, params, line, how)
+    _, shape, _ = split(weights)
+    if not shape:
         return total
     limit, decay = shape
     return clip(total, limit) + decay * params
 
 
-def split(weights: Weights) -> tuple[Constants, tuple[np.float32, np.float32] | None]:
-    """The shares of the members, and (limit, decay) where there are such."""
+def split(weights: Weights) -> tuple[Constants, Constants, Constants]:
+    """The shares of the members; (limit, decay) where there are such, or (); the members' delays, or ()."""
     if isinstance(weights[0], tuple):
-        shares, limit, decay = weights
-        return shares, (limit, decay)
-    return weights, None
+        shares, limit, decay, *rest = weights
+        return shares, (limit, decay), rest[0] if rest else ()
+    return weights, (), ()
 
 
 def collect(sums: NDArray[np.float64], row: int, value: Row) -> None:
@@ -176,11 +209,22 @@ class Optimizer(ABC):
     staleness: Literal["ignore", "inverse"] = field(default="ignore", kw_only=True)
     """"inverse": the rate of an update is divided by how many versions old the parameters of its gradient were (Zhang
     et al., "Staleness-aware async-SGD", 2016). Of a round, by the mean of its members."""
+    delay_compensation: float = field(default=0.0, kw_only=True)
+    """Times (p - b) * g * g it is added to a gradient g that was computed on parameters b and is descended onto p: to
+    first order the gradient at p, with g * g in place of the Hessian's diagonal (Zheng et al., "Asynchronous Stochastic
+    Gradient Descent with Delay Compensation", ICML 2017: lambda of its DC-ASGD-c). Before anything else is done with
+    the gradient: of a round, with each of its members; its norm and its clipping are of what comes out.
+
+    b is what its worker has pulled last, kept in the second half of its slot: slots are twice as large, and a pull is
+    always a copy. With a compression it is what came out at the worker. A gradient of a worker that has pulled nothing
+    is taken as it is; so is one of a worker on another host that has not pulled since it lost its lease (because its
+    server was restarted, or because it was silent for long)."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.learning_rate, Schedule):
             self._number("learning_rate", least=0.0)
         self._number("weight_decay", least=0.0)
+        self._number("delay_compensation", least=0.0)
         for name in ("clip_value", "clip_norm"):
             if getattr(self, name) is not None:
                 self._number(name, least=0.0, more_than=True)
@@ -209,7 +253,13 @@ class Optimizer(ABC):
     def is_plain(self) -> bool:
         """Whether an update needs nothing but its constants and its members' shares."""
         decays = self.weight_decay != 0 and not self.decouples_decay
-        return not decays and self.clip_value is None and self.clip_norm is None and self.staleness == "ignore"
+        by_age = self.staleness != "ignore" or self.compensates
+        return not decays and self.clip_value is None and self.clip_norm is None and not by_age
+
+    @property
+    def compensates(self) -> bool:
+        """Whether each member of an update has a second row: its base."""
+        return self.delay_compensation != 0
 
     def combined(self, shares: Sequence[float], losses: Sequence[float]) -> Sequence[float]:
         """The shares of an update's members by their examples, and what each told of its loss (NaN: nothing) -> shares.
@@ -218,18 +268,25 @@ class Optimizer(ABC):
         """
         return shares
 
-    def weights(self, shares: Sequence[float | np.float32], scale: float = 1.0) -> Weights:
+    def weights(
+        self, shares: Sequence[float | np.float32], scale: float = 1.0, based: Sequence[bool] | None = None
+    ) -> Weights:
         """What the sweep needs of one update's members besides their gradients.
 
         Args:
             shares: each member's share of the update; they add up to 1.
             scale: what clipping by the norm multiplies the gradient by.
+            based: where delays are compensated, whether each member's base is known. By default all are.
         """
         rounded = tuple([np.float32(share * scale) for share in shares])
         decay = 0.0 if self.decouples_decay else self.weight_decay
-        if decay == 0 and self.clip_value is None:
+        if decay == 0 and self.clip_value is None and not self.compensates:
             return rounded
-        return rounded, np.float32(math.inf if self.clip_value is None else self.clip_value), np.float32(decay)
+        shaped = rounded, np.float32(math.inf if self.clip_value is None else self.clip_value), np.float32(decay)
+        if not self.compensates:
+            return shaped
+        known = [True] * len(rounded) if based is None else based
+        return *shaped, as_constants(*[self.delay_compensation * each for each in known])
 
     @property
     def state_rows(self) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ Gradients = tuple[tuple[Row, ...], ...]
 _FLOAT32 = np.dtype(np.float32)
 _STREAMED = 1
 _ALIGN_BYTES = 64
+_ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 def compile_sweep(optimizer: Optimizer) -> CompiledSweep:
@@ -75,13 +76,14 @@ def apply(
     visible to whoever sees a later store of this thread.
 
     Args:
-        gradients: tuple over updates of tuple over members of float32 (n,); at most 8 updates. A round (one
-            update) may have any number of members, several updates at most 8 members together.
+        gradients: tuple over updates of tuple over members of float32 (n,), with their bases where delays are
+            compensated; at most 8 updates. A round (one update) may have any number of members, several updates at
+            most 8 rows together.
         weights: `Optimizer.weights` of each update.
         constants: `Optimizer.constants` of each update.
         front: (params, *state) as they are, float32 (n,) each.
         back: as they will be; other memory than the front (or exactly the front: in place, not crash-safe).
-        scratch: float32, `SCRATCH_FLOATS` long; used for rounds of more than 8 members.
+        scratch: float32, `SCRATCH_FLOATS` long; used for rounds of more than 8 rows.
         streamed: store past the caches, worth it from `STREAM_FROM` on. Each row of the back must start at a
             multiple of 64 bytes.
 
@@ -117,7 +119,7 @@ def warm(optimizer: Optimizer, counts: Iterable[tuple[int, int]], streamed: bool
     constants = optimizer.constants(1, optimizer.base_rate)
     front, back = (tuple([aligned_row(size) for _ in range(1 + len(optimizer.state_rows))]) for _ in ("front", "back"))
     for updates, members in counts:
-        gradients = ((aligned_row(size),) * members,) * updates
+        gradients = ((aligned_row(size),) * (members * (2 if optimizer.compensates else 1)),) * updates
         weights = (optimizer.weights((1.0,) * members),) * updates
         apply(sweep, gradients, weights, (constants,) * updates, front, back, scratch, streamed)
 
@@ -156,11 +158,14 @@ def _check(
     if len(front) != len(back):
         raise ValueError(f"front has {len(front)} rows and back {len(back)}: each must have its counterpart")
     counts = [len(members) for members in gradients]
-    shares = [len(base.split(each)[0]) for each in weights]
-    if shares != counts or len(constants) != len(counts):
+    parts = [base.split(each) for each in weights]
+    rows = [len(shares) + len(delays) for shares, _, delays in parts]
+    if any(delays and len(delays) != len(shares) for shares, _, delays in parts):
+        raise ValueError("each member of an update has a delay, or none has")
+    if rows != counts or len(constants) != len(counts):
         raise ValueError(
-            f"gradients of {counts} members need as many weights and one set of constants an update, not "
-            f"{shares} weights and {len(constants)} sets"
+            f"gradients of {counts} rows need as many weights and one set of constants an update, not "
+            f"{rows} weights and {len(constants)} sets"
         )
     if len(counts) > 1 and sum(counts) > GRADIENTS_AT_ONCE:
         raise ValueError(
@@ -217,43 +222,50 @@ def _large_round(
     scratch: Row,
     streamed: bool,
 ) -> None:
-    """A round of more than 8, range by range."""
-    shares, shape = base.split(weights)
-    for part, rows, left in few_rows(members, shares, scratch):
-        rest = left if shape is None else (left, *shape)
-        _pass(sweep, (rows,), (rest,), constants, _cut(front, part), _cut(back, part), streamed)
+    """A round of more than 8 rows, range by range."""
+    for part, rows, left in few_rows(members, weights, front[0], scratch):
+        _pass(sweep, (rows,), (left,), constants, _cut(front, part), _cut(back, part), streamed)
 
 
 def few_rows(
-    members: tuple[Row, ...], shares: Constants, scratch: Row
-) -> Iterator[tuple[slice, tuple[Row, ...], Constants]]:
-    """Ranges of a round of any number of members, each as at most 8 rows with their shares; valid until the next.
+    members: tuple[Row, ...], weights: Weights, params: Row, scratch: Row
+) -> Iterator[tuple[slice, tuple[Row, ...], Weights]]:
+    """Ranges of a round of any number of members, each as at most 8 rows with their weights; valid until the next.
 
-    Sums of 8 go through the scratch, float32 of at least 32, still from left to right.
+    Sums of 8 rows go through the scratch, float32 of at least 32, still from left to right. `params`, (n,) as the
+    members, is what compensated gradients are descended onto.
     """
     size = members[0].size
     if len(members) <= GRADIENTS_AT_ONCE:
-        yield slice(0, size), members, shares
+        yield slice(0, size), members, weights
         return
     chunk = scratch.size // 2 // base.LINE_FLOATS * base.LINE_FLOATS
+    all_shares, shape, all_delays = base.split(weights)
     if scratch.dtype != _FLOAT32 or not scratch.flags.c_contiguous or chunk == 0:
         raise ValueError(
-            f"a round of {len(members)} needs a contiguous float32 scratch of at least "
+            f"a round of {len(all_shares)} needs a contiguous float32 scratch of at least "
             f"{2 * base.LINE_FLOATS}, not {scratch.dtype} of shape {scratch.shape}"
         )
     halves = scratch[:chunk], scratch[chunk : 2 * chunk]
     add = compile_function(_sum_members)
+    once = GRADIENTS_AT_ONCE // 2 if all_delays else GRADIENTS_AT_ONCE
     for start in range(0, size, chunk):
         part = slice(start, min(start + chunk, size))
         length = part.stop - part.start
-        rows, left = _cut(members, part), shares
+        at, shares, delays = params[part], all_shares, all_delays
+        rows, bases = _cut(members[: len(shares)], part), _cut(members[len(shares) :], part)
         target, other = halves
-        while len(rows) > GRADIENTS_AT_ONCE:
-            add(rows[:GRADIENTS_AT_ONCE], left[:GRADIENTS_AT_ONCE], target[:length])
-            rows = (target[:length], *rows[GRADIENTS_AT_ONCE:])
-            left = (np.float32(1), *left[GRADIENTS_AT_ONCE:])
+        while len(shares) > once:
+            first = (shares[:once], *shape, delays[:once]) if delays else shares[:once]
+            add((*rows[:once], *bases[:once]), first, at, target[:length])
+            rows, shares = (target[:length], *rows[once:]), (_ONE, *shares[once:])
+            if delays:  # the sum is compensated already
+                bases, delays = (at, *bases[once:]), (_ZERO, *delays[once:])
             target, other = other, target
-        yield part, rows, left
+        if shape:
+            yield part, (*rows, *bases), (shares, *shape, delays) if delays else (shares, *shape)
+        else:
+            yield part, rows, shares
 
 
 def sources() -> list[Path]:
@@ -266,9 +278,10 @@ def sources() -> list[Path]:
 # ---- compiled here
 
 
-def _sum_members(rows: tuple[Row, ...], weights: Constants, out: Row) -> None:
+def _sum_members(rows: tuple[Row, ...], weights: Weights, params: Row, out: Row) -> None:
     for line in range(base.lines(out, None)):
-        base.put(out, line, base.weighted_sum(rows, weights, line, None), None)
+        p = base.get(params, line, None)
+        base.put(out, line, base.summed(rows, weights, p, line, None), None)
 
 
 def _finish_streaming() -> None:
@@ -359,14 +372,44 @@ def _teach_numba() -> None:
             return None
         return lambda sums, row, value: collect_any(sums, row, value)
 
+    @overload(base.compensated_sum, strict=False)
+    def compensated_sum(
+        rows: Any, bases: Any, shares: Any, delays: Any, params: Any, line: Any, how: Any
+    ) -> Callable[..., Any]:
+        # One after the other at compile time: a loop over rows would stay one.
+        last = len(rows) - 1
+
+        def one(rows: Any, bases: Any, shares: Any, delays: Any, params: Any, line: Any, how: Any) -> Any:
+            g = compiled.get_line(rows[last], line, how)
+            return shares[last] * (g + delays[last] * (params - compiled.get_line(bases[last], line, how)) * g * g)
+
+        def more(rows: Any, bases: Any, shares: Any, delays: Any, params: Any, line: Any, how: Any) -> Any:
+            before = base.compensated_sum(rows[:last], bases[:last], shares[:last], delays[:last], params, line, how)
+            g = compiled.get_line(rows[last], line, how)
+            b = compiled.get_line(bases[last], line, how)
+            return before + shares[last] * (g + delays[last] * (params - b) * g * g)
+
+        return more if last else one
+
+    @overload(base.summed, strict=False)
+    def summed(rows: Any, weights: Any, params: Any, line: Any, how: Any) -> Callable[..., Any]:
+        if isinstance(weights, numba.types.UniTuple):
+            return lambda rows, weights, params, line, how: compiled.weighted_sum_line(rows, weights, line, how)
+        if len(weights) == 3:
+            return lambda rows, weights, params, line, how: compiled.weighted_sum_line(rows, weights[0], line, how)
+        count = len(weights[0])
+        return lambda rows, weights, params, line, how: base.compensated_sum(
+            rows[:count], rows[count:], weights[0], weights[3], params, line, how
+        )
+
     @overload(base.gradient, strict=False)
     def gradient(rows: Any, weights: Any, params: Any, line: Any, how: Any) -> Callable[..., Any]:
         if isinstance(weights, numba.types.UniTuple):
             return lambda rows, weights, params, line, how: compiled.weighted_sum_line(rows, weights, line, how)
 
         def shaped(rows: Any, weights: Any, params: Any, line: Any, how: Any) -> Any:
-            shares, limit, decay = weights
-            return clip_any(compiled.weighted_sum_line(rows, shares, line, how), limit) + decay * params
+            total = base.summed(rows, weights, params, line, how)
+            return clip_any(total, weights[1]) + weights[2] * params
 
         return shaped
 

@@ -88,7 +88,8 @@ class Measuring:
         """The sums over the whole model for an update, counted from 1; None as long as a shard has not told its own.
 
         Args:
-            members, weights, constants, front: as for the sweep of the shard.
+            members: gradients, and bases where delays are compensated.
+            weights, constants, front: as for the sweep of the shard.
             in_parts: calls a function with the pieces of each part of the shard and a scratch; its answers.
         """
 
@@ -96,12 +97,12 @@ class Measuring:
             found = np.zeros(self._count)
             for piece in pieces:
                 rows = tuple([row[piece.part] for row in members])
+                cut = tuple([row[piece.part] for row in front])
                 if isinstance(self._optimizer, optim.Layerwise):
-                    cut = tuple([row[piece.part] for row in front])
                     squares = norms.squares_of_layer(self._optimizer, rows, weights, constants, cut, scratch)
                     found[2 * piece.tensor : 2 * piece.tensor + 2] += squares
                 else:
-                    found += norms.squares_of_gradient(rows, weights, scratch)
+                    found += norms.squares_of_gradient(rows, weights, cut[0], scratch)
             return found
 
         if self._measured[0] != update:

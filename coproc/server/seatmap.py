@@ -55,7 +55,7 @@ class SeatMap:
                 del self.open[number]
                 known = None
             if state == ctl.SEAT_OPEN and known is None:
-                size = self._spec.layout.size if depth else 0
+                size = self._spec.slot_floats if depth else 0
                 try:
                     seat = Seat.open(self._spec.seat_path(number, generation), depth, size)
                 except RegionNotFound:

@@ -120,8 +120,11 @@ class Sweeper:
         # is left, pushes that wait for a larger shard, goes together.
         plain = spec.optimizer.is_plain and not spec.sums_count
         self.small = shard.size <= SMALL and rounds_of == 1 and plain
-        self._width = 1 if self.small or rounds_of > 1 or spec.sums_count else SWEEP_WIDTH
-        self._compile(optim.ASYNCHRONOUS_COUNTS if self._width > 1 else optim.synchronous_counts(rounds_of))
+        self._width = 1
+        if not (self.small or rounds_of > 1 or spec.sums_count):
+            self._width = SWEEP_WIDTH // 2 if spec.optimizer.compensates else SWEEP_WIDTH
+        several = optim.ASYNCHRONOUS_COUNTS[: self._width]
+        self._compile(several if self._width > 1 else optim.synchronous_counts(rounds_of))
         # A large shard is swept in parts, a thread each: a round's workers wait meanwhile, so their cores are free.
         # The result does not depend on where it is cut.
         parts = min(_PARTS_AT_MOST, len(os.sched_getaffinity(0))) if self._streamed else 1
@@ -261,7 +264,12 @@ class Sweeper:
         seats_open = self._seats.open
         gradients = tuple([tuple([seats_open[m.seat].slots[m.slot] for m in members]) for members in updates])
         shares = [optimizer.combined(_shares(members), self._losses(members)) for members in updates]
-        weights = [optimizer.weights(each) for each in shares]
+        based: list[list[bool] | None] = [None] * len(updates)
+        if optimizer.compensates:
+            found = [self._bases(members, front[0]) for members in updates]
+            gradients = tuple([g + bases for g, (bases, _) in zip(gradients, found, strict=True)])
+            based = [known for _, known in found]
+        weights = [optimizer.weights(each, based=known) for each, known in zip(shares, based, strict=True)]
         rates = [optimizer.rate_at(first + i, base_rate) for i in range(len(updates))]
         if optimizer.staleness == "inverse":
             rates = [rate / self._staleness(members) for rate, members in zip(rates, updates, strict=True)]
@@ -272,10 +280,22 @@ class Sweeper:
             if sums is None:
                 return None
             if optimizer.clip_norm is not None:
-                weights = [optimizer.weights(shares[0], self._measuring.scale(sums))]
+                weights = [optimizer.weights(shares[0], self._measuring.scale(sums), based[0])]
             else:
                 tensors = self._measuring.constants(first, rates[0], sums)
         return _Inputs(gradients, tuple(weights), tuple(constants), tensors)
+
+    def _bases(self, members: list[Entry], params: NDArray[np.float32]) -> tuple[Rows, list[bool]]:
+        """What these gradients were computed on, in the shard's range, and of which it is known: else any row."""
+        place, at = self._spec.shards[self.number], self._spec.base_at
+        part = slice(at + place.lo, at + place.hi)
+        held = [self._seats.open[m.seat].seat for m in members]
+        # Who has not read anything has told no base.
+        known = [seat.read_line(m.slot).read_version >= 0 for seat, m in zip(held, members, strict=True)]
+        bases = [
+            seat.slots[m.slot][part] if told else params for seat, m, told in zip(held, members, known, strict=True)
+        ]
+        return tuple(bases), known
 
     def _losses(self, members: list[Entry]) -> list[float]:
         if len(members) == 1:

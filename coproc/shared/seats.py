@@ -2,7 +2,8 @@
 
 It is a region of its own: a line of words that the holder writes (what it has committed, which version it
 looks at), a line that the server writes (what it has taken and freed, whether the seat is closed), and the
-slots, in which gradients are born. Twins (two live attempts of one worker) have two seats, so they cannot mix.
+slots, in which gradients are born; where delays are compensated, the parameters that a gradient was computed on lie
+in its slot behind it (`ModelSpec.base_at`). Twins (two live attempts of one worker) have two seats, so they cannot mix.
 The holder keeps the region's lock; when it dies, however it dies, the server sees that the lock is free.
 
 Commit: write the gradient, write the slot's line, store HEAD, fence, look at CLOSED. The server closes a seat by
@@ -47,7 +48,10 @@ class Commit(NamedTuple):
 
 
 class Seat:
-    """A mapped seat of `depth` slots with `size` float32 elements each (`depth` 0: a reader's)."""
+    """A mapped seat of `depth` slots with `size` float32 elements each (`depth` 0: a reader's).
+
+    A worker's slots have `ModelSpec.slot_floats`.
+    """
 
     def __init__(self, region: Region, depth: int, size: int) -> None:
         self.region = region

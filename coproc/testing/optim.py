@@ -214,13 +214,22 @@ FORMULAS: dict[str, Callable[..., Exact]] = {
 
 
 def exact_update(optimizer: Optimizer, exact: Exact, g: NDArray[np.float64], step: int) -> Exact:
-    """An update in float64: the gradient clipped and decayed, as all optimizers have it, then the formula."""
-    settings = {key: value for key, value in optimizer.to_config().items() if key != "name"}
+    """An update in float64: the gradient clipped and decayed, as all optimizers have it, then the formula.
+
+    Where delays are compensated, `g` is already: see `exact_compensated`.
+    """
+    settings = {key: value for key, value in optimizer.to_config().items() if key not in ("name", "delay_compensation")}
     limit = settings.pop("clip_value", np.inf)
     g = np.clip(g, -limit, limit)
     if not optimizer.decouples_decay:
         g = g + settings.pop("weight_decay", 0.0) * exact[0]
     return FORMULAS[optimizer.name](exact[0], exact[1:], g, step, **settings)
+
+
+def exact_compensated(optimizer: Optimizer, g: Any, params: Any, base: Any) -> Any:
+    """A gradient that was computed on `base` and is descended onto `params`, in float64."""
+    g = np.asarray(g, np.float64)
+    return g + optimizer.delay_compensation * (params - np.asarray(base, np.float64)) * g * g
 
 
 # ---- inputs
@@ -267,16 +276,18 @@ def descend(
 ) -> Rows:
     """What one `apply` makes of the front; the learning rate is the optimizer's own, if none is given.
 
-    `weights` are the members' shares, 1 each if none are given.
+    `weights` are the members' shares, 1 each if none are given. Where delays are compensated, an update's gradients are
+    followed by their bases.
     """
     size = front[0].size
     rate = optimizer.base_rate if learning_rate is None else learning_rate
     back = front if in_place else empty(optimizer, size)
     steps = range(first_step, first_step + len(updates))
+    counts = [len(update) // (2 if optimizer.compensates else 1) for update in updates]
     optim.apply(
         optim.compile_sweep(optimizer),
         tuple([tuple(members) for members in updates]),
-        tuple([optimizer.weights(each) for each in weights or [(1.0,) * len(update) for update in updates]]),
+        tuple([optimizer.weights(each) for each in weights or [(1.0,) * count for count in counts]]),
         tuple([optimizer.constants(step, rate) for step in steps]),
         front,
         back,
@@ -350,6 +361,64 @@ class OptimizerSuite:
         for streamed in (False, True):
             found = descend(optimizer, [members], front, weights=[shares(11)], learning_rate=0.1, streamed=streamed)
             assert_same_bits(found, expected, "11 members, against numpy")
+
+    @each_kind
+    def test_delays_are_compensated_around_any_optimizer(self, optimizer: Optimizer) -> None:
+        """Each member of a round by itself, before anything else is done with it."""
+        optimizer = replace(optimizer, delay_compensation=0.25, clip_value=0.5)
+        found = empty(optimizer)
+        found[0][:] = np.random.default_rng(3).standard_normal(SIZE)
+        exact: Exact = tuple([row.astype(np.float64) for row in found])
+        weights = shares(2)
+        for step in range(1, STEPS + 1):
+            members, bases = gradients(2, seed=step), gradients(2, seed=100 + step)
+            found = descend(optimizer, [(*members, *bases)], found, weights=[weights], first_step=step)
+            parts = zip(weights, members, bases, strict=True)
+            g = np.sum([float(w) * exact_compensated(optimizer, g, exact[0], base) for w, g, base in parts], axis=0)
+            exact = exact_update(optimizer, exact, g, step)
+        for a, b in zip(found, exact, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+    @each_kind
+    @pytest.mark.parametrize("count", [1, 4, 11])
+    def test_compensated_rounds_are_the_same_bits_however_they_are_summed(
+        self, optimizer: Optimizer, count: int
+    ) -> None:
+        front, members, bases = rows(optimizer), gradients(count), gradients(count, seed=9)
+        optimizer = replace(optimizer, delay_compensation=0.25)
+        weights = optimizer.weights(shares(count), based=[number != 1 for number in range(count)])
+        constants = optimizer.constants(5, 0.1)
+        expected = empty(optimizer)
+        optimizer.kernel()(((*members, *bases),), (weights,), (constants,), front, expected, None)
+        if count > 1:  # a base that is not known doesn't count
+            bases[1] = gradients(1, seed=77)[0]
+        for streamed in (False, True):
+            found = empty(optimizer)
+            optim.apply(
+                optim.compile_sweep(optimizer), ((*members, *bases),), (weights,), (constants,), front, found,
+                np.empty(64, np.float32), streamed,
+            )  # fmt: skip
+            assert_same_bits(found, expected, f"{count} members, against numpy")
+
+    @each_kind
+    def test_compensated_updates_in_one_pass_are_as_many_passes(self, optimizer: Optimizer) -> None:
+        front = rows(optimizer)
+        optimizer = replace(optimizer, delay_compensation=0.25)
+        pairs = list(zip(gradients(4), gradients(4, seed=9), strict=True))
+        expected = front
+        for step, pair in enumerate(pairs, start=1):
+            expected = descend(optimizer, [pair], expected, first_step=step)
+        assert_same_bits(descend(optimizer, pairs, front), expected, "4 updates in one pass")
+
+    @each_kind
+    def test_no_delay_is_no_compensation(self, optimizer: Optimizer) -> None:
+        """The base is what it is descended onto: the same bits, however large the gradient is."""
+        front, (g,) = rows(optimizer), gradients(1)
+        if optimizer.name == "sgd":
+            g[::5] *= np.float32(1e30)
+        expected = descend(optimizer, [(g,)], front)
+        found = descend(replace(optimizer, delay_compensation=0.25), [(g, front[0])], front)
+        assert_same_bits(found, expected, "without a delay")
 
     def _follow_the_formula(self, optimizer: Optimizer) -> None:
         found = empty(optimizer)
@@ -545,6 +614,13 @@ class OptimizerSuite:
     @each_case
     def test_its_description_is_json_and_makes_it_again(self, optimizer: Optimizer) -> None:
         assert optim.from_config(json.loads(json.dumps(optimizer.to_config()))) == optimizer
+
+    @each_kind
+    def test_what_goes_around_it_is_in_its_description_where_it_is_set(self, optimizer: Optimizer) -> None:
+        compensating = replace(optimizer, delay_compensation=0.25)
+        config = json.loads(json.dumps(compensating.to_config()))
+        assert config == {**optimizer.to_config(), "delay_compensation": 0.25}
+        assert optim.from_config(config) == compensating
 
     @each_case
     def test_a_schedule_changes_only_the_learning_rate(self, optimizer: Optimizer) -> None:

@@ -72,7 +72,9 @@ row = optim.aligned_row
         ({"front": (), "back": ()}, "needs a front"),
         ({"gradients": ()}, "at least one gradient"),
         ({"gradients": ((),)}, "at least one gradient"),
-        ({"weights": ((ONE,),)}, r"gradients of \[2\] members .* \[1\] weights"),
+        ({"weights": ((ONE,),)}, r"gradients of \[2\] rows .* \[1\] weights"),
+        ({"weights": (((ONE, ONE), ONE, ONE, (ONE, ONE)),)}, r"gradients of \[2\] rows .* \[4\] weights"),
+        ({"weights": (((ONE,), ONE, ONE, (ONE, ONE)),)}, "each member of an update has a delay, or none has"),
         ({"weights": ((ONE, ONE), (ONE,))}, "weights"),
         ({"constants": ()}, "0 sets"),
         (

@@ -10,7 +10,7 @@ import pytest
 from coproc import optim
 from coproc.errors import ConfigError
 from coproc.optim import norms
-from coproc.testing.optim import SIZE, adam, gradients, shares
+from coproc.testing.optim import SIZE, adam, exact_compensated, gradients, shares
 
 SCRATCH = np.empty(64, np.float32)
 
@@ -24,7 +24,7 @@ def summed(members: Any, weights: Any) -> Any:
 def test_the_squares_of_a_gradient(count: int, size: int) -> None:
     members = tuple(gradients(count, size))
     weights = optim.SGD(0.1, clip_norm=1.0).weights(shares(count))
-    found = norms.squares_of_gradient(members, weights, SCRATCH)
+    found = norms.squares_of_gradient(members, weights, gradients(1, size, 7)[0], SCRATCH)
     np.testing.assert_allclose(found, [(summed(members, weights) ** 2).sum()], rtol=1e-5)
 
 
@@ -32,11 +32,28 @@ def test_the_squares_of_a_gradient(count: int, size: int) -> None:
 def test_the_parts_of_a_gradient_add_up_to_the_whole(count: int) -> None:
     members = tuple(gradients(count))
     weights = optim.SGD(0.1, clip_norm=1.0).weights(shares(count))
-    whole = norms.squares_of_gradient(members, weights, SCRATCH)
+    params = gradients(1)[0]
+    whole = norms.squares_of_gradient(members, weights, params, SCRATCH)
     cuts = [slice(0, 333), slice(333, 334), slice(334, SIZE)]
-    parts = [norms.squares_of_gradient(tuple([g[cut] for g in members]), weights, SCRATCH) for cut in cuts]
+    parts = [norms.squares_of_gradient(tuple([g[cut] for g in members]), weights, params[cut], SCRATCH) for cut in cuts]
     # The sums of members differ in no bit; those of their squares only in order.
     np.testing.assert_allclose(sum(parts), whole, rtol=1e-14)
+
+
+@pytest.mark.parametrize("count", [1, 4, 11])
+def test_norms_are_of_compensated_gradients(count: int) -> None:
+    members, bases, (params, velocity) = gradients(count), gradients(count, seed=4), gradients(2, seed=5)
+    optimizer = optim.SGD(0.1, clip_norm=1.0, clip_value=0.2, delay_compensation=0.25)
+    pairs = zip(members, bases, strict=True)
+    g = summed([exact_compensated(optimizer, g, params, base) for g, base in pairs], shares(count))
+    rows = (*members, *bases)
+    found = norms.squares_of_gradient(rows, optimizer.weights(shares(count)), params, SCRATCH)
+    np.testing.assert_allclose(found, [(g**2).sum()], rtol=1e-5)
+    layers = optim.LARS(0.1, delay_compensation=0.25)
+    found = norms.squares_of_layer(
+        layers, rows, layers.weights(shares(count)), layers.constants(1, 0.1), (params, velocity), SCRATCH
+    )
+    np.testing.assert_allclose(found[1], (g**2).sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("count", [2, 11])
