@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -23,6 +24,10 @@ from storage_tier.errors import TierError
 
 if TYPE_CHECKING:
     from storage_tier.client import TierClient
+    from storage_tier.line import Lines
+
+# How soon a server is asked again that does not answer yet.
+AGAIN_S = 0.1
 
 
 def connect(
@@ -69,9 +74,7 @@ class Client:
             raise as_coproc(error) from None
         self._servers = [tier_wire.target(host, port) for host, port in servers]
         self._stubs = [service_stub(c) for c in self._channels]
-        self._tiers = [TierClient(c, near=near) for c in self._channels]
-        for tier, server in zip(self._tiers, self._servers, strict=True):
-            tier.peer = server
+        self._tiers = [TierClient(self.address, token, tls, near, index) for index in range(len(servers))]
         self._tier = self._tiers[0]
         self._models: dict[str, Model] = {}
         self._lock = threading.Lock()
@@ -106,6 +109,14 @@ class Client:
         """Files of the tier, through the server on this host where there is one."""
         return self._tier
 
+    def new_lines(self, server: str) -> Lines | None:
+        """Lines to one of the servers, that the caller closes; None where there are none. One round trip.
+
+        Raises:
+            storage_tier.errors.Unreachable, storage_tier.errors.DeadlineExceeded.
+        """
+        return self._tiers[self._servers.index(server)].new_lines(CALL_TIMEOUT_S)
+
     def create_model(
         self,
         name: str,
@@ -118,6 +129,7 @@ class Client:
         buffers: int | None = None,
         not_finite: Literal["reject", "skip"] = "reject",
         checkpoint: Checkpoints | None = None,
+        memory_limit_bytes: int | None = None,
         timeout_s: float = 60.0,
     ) -> Model:
         """Store a new model in the tier; version 0 is `params`, converted to float32. Atomic.
@@ -133,6 +145,8 @@ class Client:
             not_finite: what a gradient with NaN or infinity gets: "reject" raises `PushRejected` and pushes nothing;
                 "skip" commits its step without a gradient, and status counts it.
             checkpoint: when the servers write checkpoints by themselves; else when `Model.checkpoint` is called.
+            memory_limit_bytes: the most that it may take on each server, slots of its workers included: a worker that
+                would take it beyond is refused. By default only the server's own budget limits it.
 
         Raises:
             ModelExists, ConfigError, OutOfMemory, Unreachable.
@@ -167,6 +181,7 @@ class Client:
             shards=tuple(ShardPlace(lo, hi, "", "") for lo, hi in layout.shards(count)),
             not_finite=not_finite,
             checkpoints=checkpoint,
+            memory_limit_bytes=memory_limit_bytes,
         )
 
         def requests() -> Any:
@@ -217,23 +232,31 @@ class Client:
             answer = self._stubs[0].RestoreModel(request, timeout=timeout_s)
         return self._model(ModelSpec.from_json(answer.spec_json))
 
-    def model(self, name: str) -> Model:
+    def model(self, name: str, timeout_s: float = CALL_TIMEOUT_S) -> Model:
         """An existing model. One round trip, more if the first server doesn't know it or is down.
 
+        Args:
+            timeout_s: how long to wait for a server that restarts, or restores the model.
+
         Raises:
-            ModelNotFound, Unreachable.
+            ModelNotFound: all servers say so. Unreachable.
         """
-        self.check_open()
         check_name(name)
-        problem: CoprocError = ModelNotFound(f"there is no model {name!r}")
-        for server, stub in zip(self._servers, self._stubs, strict=True):
-            try:
-                with ERRORS.translated(server):
-                    answer = stub.GetModel(pb.GetModelRequest(name=name), timeout=CALL_TIMEOUT_S)
-                return self._model(ModelSpec.from_json(answer.spec_json))
-            except (ModelNotFound, Unreachable) as error:
-                problem = error
-        raise problem
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.check_open()
+            problem: CoprocError | None = None
+            for server, stub in zip(self._servers, self._stubs, strict=True):
+                try:
+                    with ERRORS.translated(server):
+                        answer = stub.GetModel(pb.GetModelRequest(name=name), timeout=CALL_TIMEOUT_S)
+                    return self._model(ModelSpec.from_json(answer.spec_json))
+                except (ModelNotFound, Unreachable) as error:
+                    problem = error if problem is None or isinstance(error, Unreachable) else problem
+            assert problem is not None  # an address has a server
+            if isinstance(problem, ModelNotFound) or time.monotonic() + AGAIN_S > deadline:
+                raise problem
+            time.sleep(AGAIN_S)
 
     def _model(self, spec: ModelSpec) -> Model:
         with self._lock:

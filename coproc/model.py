@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,9 +16,18 @@ from numpy.typing import NDArray
 
 from coproc.checkpoint import Value
 from coproc.compression import Compression, as_compression
-from coproc.errors import ConfigError, CoprocError, LeaseExpired, ModelNotFound, PushRejected, Unreachable, whole
+from coproc.errors import (
+    ConfigError,
+    CoprocError,
+    LeaseExpired,
+    ModelNotFound,
+    PushRejected,
+    Unreachable,
+    whole,
+)
 from coproc.far import FarWorker, pull
 from coproc.layout import Flat, ParamLayout, as_tensors
+from coproc.mapped import Mapped
 from coproc.near import NearModel, NearWorker, Receipt
 from coproc.shared.control import MAX_WORKERS
 from coproc.shared.seats import Seat
@@ -31,6 +39,7 @@ from storage_tier.errors import TierError
 
 if TYPE_CHECKING:
     from storage_tier.client import TierClient
+    from storage_tier.line import Lines
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +70,10 @@ class Connection(Protocol):
     @property
     def tier(self) -> TierClient: ...
 
+    def new_lines(self, server: str) -> Lines | None:
+        """Lines to one of the servers, that the caller closes; None where there are none."""
+        ...
+
     def check_open(self) -> None:
         """Raises ConfigError if it was closed."""
         ...
@@ -74,25 +87,28 @@ class Model:
     """A model in the tier. Made by `Client.create_model` and `Client.model`."""
 
     def __init__(self, client: Connection, spec: ModelSpec, stub: Any) -> None:
-        self.spec = spec
         self.name = spec.name
         self.layout = spec.layout
         self._client = client
         self._stub = stub
         self._peer = spec.shards[0].server
-        self._lock = threading.Lock()
-        self._mapped: NearModel | None = None
-        self._reader: Seat | None = None
+        self._memory = Mapped(spec, self._get_model)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What it is, and where."""
+        return self._memory.spec
 
     @property
     def _near(self) -> NearModel | None:
-        with self._lock:
-            if self._mapped is None and self._client.near:
-                try:
-                    self._mapped = NearModel(self.spec)
-                except TierError as error:
-                    raise as_coproc(error) from None
-            return self._mapped
+        return self._memory.near if self._client.near else None
+
+    def _get_model(self, timeout_s: float, again: bool) -> Any:
+        request = pb.GetModelRequest(name=self.name)
+        if again:
+            return self._call("GetModel", request, timeout_s)
+        with ERRORS.translated(self._peer):
+            return self._stub.GetModel(request, timeout=timeout_s)
 
     def _call(self, method: str, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         """Ask the model's sequencer; while it restarts, again and again until the time is over."""
@@ -106,6 +122,12 @@ class Model:
                 if time.monotonic() + 0.1 > deadline:
                     raise
                 time.sleep(0.1)
+
+    def _new_lines(self) -> Lines | None:
+        try:
+            return self._client.new_lines(self._peer)
+        except TierError as error:
+            raise as_coproc(error) from None
 
     @property
     def version(self) -> int:
@@ -144,7 +166,7 @@ class Model:
         chosen = as_compression(compression)
         near = self._near
         if near is None:
-            far = FarWorker(self.spec, self._stub, self._peer, worker, slots, timeout_s, chosen)
+            far = FarWorker(self.spec, self._stub, self._peer, worker, slots, timeout_s, chosen, self._new_lines)
             return Worker(self, far, None)
         request = pb.JoinRequest(
             name=self.name,
@@ -154,9 +176,10 @@ class Model:
             identity=self.spec.identity,
         )
         answer = self._call("Join", request, timeout_s)
+        near = self._memory.at(answer.header.epoch)
         path = self.spec.seat_path(answer.seat, answer.generation)
         try:
-            seat = Seat.take(path, answer.slots_count, self.layout.size)
+            seat = Seat.take(path, answer.slots_count, self.spec.slot_floats)
         except TierError as error:
             raise as_coproc(error) from None
         return Worker(self, NearWorker(near, worker, seat, answer.next_step), (answer.seat, answer.generation))
@@ -164,25 +187,29 @@ class Model:
     def snapshot(self, timeout_s: float = 30.0) -> Snapshot:
         """One whole version, copied: with all that was acknowledged before the call and can be admitted now."""
         deadline = time.monotonic() + timeout_s
-        version = self._call("Settle", pb.SettleRequest(name=self.name, identity=self.spec.identity), timeout_s).version
-        near = self._near
+        while True:
+            try:
+                return self._snapshot(deadline)
+            except LeaseExpired:  # the model went back to a checkpoint meanwhile
+                if time.monotonic() >= deadline:
+                    raise
+
+    def _snapshot(self, deadline: float) -> Snapshot:
+        settle = pb.SettleRequest(name=self.name, identity=self.spec.identity)
+        answer = self._call("Settle", settle, max(0.0, deadline - time.monotonic()))
+        version = answer.version
         left_s = max(0.0, deadline - time.monotonic())
         out = np.empty(self.layout.size, np.float32)
-        if near is None:
+        if not self._client.near:
             request = pb.PullRequest(
                 name=self.name, min_version=version, timeout_ms=int(left_s * 1000), identity=self.spec.identity
             )
             version = pull(self._stub, self._peer, request, out, left_s)
-            out.flags.writeable = False
-            return Snapshot(version, out, self.layout)
-        near.wait_version(version, left_s)
-        with self._lock:
-            if self._reader is None:
-                answer = self._call(
-                    "Join", pb.JoinRequest(name=self.name, kind=pb.SEAT_KIND_NEAR_READER, identity=self.spec.identity)
-                )
-                self._reader = Seat.take(self.spec.seat_path(answer.seat, answer.generation), 0, 0)
-            version = near.read_into(self._reader, out, max(0.0, deadline - time.monotonic()))
+        else:
+            near = self._memory.at(answer.header.epoch)
+            near.wait_version(version, left_s)
+            reader = pb.JoinRequest(name=self.name, kind=pb.SEAT_KIND_NEAR_READER, identity=self.spec.identity)
+            version = self._memory.read_into(near, out, lambda: self._call("Join", reader), deadline)
         out.flags.writeable = False
         return Snapshot(version, out, self.layout)
 
@@ -238,12 +265,7 @@ class Model:
 
     def release(self) -> None:
         """Unmap, and give the reader's seat back. Idempotent."""
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.close()
-        mapped, self._mapped = self._mapped, None
-        if mapped is not None:
-            mapped.close()
+        self._memory.release()
 
 
 class Worker:
@@ -393,10 +415,17 @@ class Worker:
         """This worker has no more data: nobody waits for it any more. Joining again makes it a member again.
 
         What it has pushed goes into the rounds that are open then. Gives the view of the last pull back.
+
+        Raises:
+            LeaseExpired: the model went back to a checkpoint, and may have steps of this worker to get again.
         """
         self._attempt.release_view()
-        request = pb.LeaveRequest(name=self.model.name, worker=self.worker, identity=self.model.spec.identity)
-        self.model._call("Leave", request)
+        model, attempt = self.model, self._attempt
+        life = attempt.model.control.epoch if isinstance(attempt, NearWorker) else attempt.epoch
+        # Before and after: its last pushes may have gone with memory that was lost before, or is lost meanwhile.
+        model._memory.check(life, model._get_model(CALL_TIMEOUT_S, True))
+        request = pb.LeaveRequest(name=model.name, worker=self.worker, identity=model.spec.identity)
+        model._memory.check(life, model._call("Leave", request))
 
     def close(self) -> None:
         """Give view and slots back; what was pushed stays, the worker stays a member. Idempotent."""
@@ -404,6 +433,9 @@ class Worker:
             return
         self._open = False
         self._attempt.close()
+        attempt = self._attempt
+        if isinstance(attempt, NearWorker) and attempt.model.is_lost():
+            return  # its seat went with the model's memory, and its number may be another attempt's by now
         if self._seat is not None:
             request = pb.CloseRequest(
                 name=self.model.name,

@@ -50,10 +50,19 @@ class Receipt(NamedTuple):
 
 
 class NearModel:
-    """The mapped control region and shards of one model."""
+    """The mapped control region and shards of one model.
 
-    def __init__(self, spec: ModelSpec) -> None:
+    A map outlives its file. Whose model lost its memory would read for ever what nobody else sees; so waits and pulls
+    look whether the file is still there. Pushes need not: they wait as soon as their slots are full.
+    """
+
+    def __init__(self, spec: ModelSpec, on_lost: Callable[[NearModel], None] | None = None) -> None:
+        """`on_lost` is called, again and again, when the files are found gone: it raises what became of the model."""
         self.spec = spec
+        # Before it is mapped: what takes the file's place in between is then taken for another one, as it is after.
+        self._file = _file_at(spec.control_path)
+        self._on_lost = on_lost
+        self._lost, self._look_at = False, 0.0
         self.control = Control.open(spec.control_path)
         rows = len(spec.optimizer.state_rows)
         self.shards = [
@@ -67,16 +76,29 @@ class NearModel:
         """The newest version that every shard has published."""
         return min(shard.version for shard in self.shards)
 
+    def is_lost(self) -> bool:
+        """Whether the model's files are gone, or others have their names. Looks at most every 50 ms."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_AGAIN_S
+            self._lost = _file_at(self.spec.control_path) != self._file
+        return self._lost
+
+    def _look(self) -> None:
+        if self._on_lost is not None and self.is_lost() and not self.control.deleted:
+            self._on_lost(self)
+
     def check(self) -> None:
-        """Raise if the model is deleted, or takes no gradients any more."""
+        """Raise if the model is deleted, went back to a checkpoint, or takes no gradients any more."""
         if self.control.deleted:
             raise ModelNotFound(f"model {self.spec.name!r} was deleted")
         if self.ended:
             raise Unreachable(f"model {self.spec.name!r} can't be read here any more: {self.ended}")
+        self._look()
         if any(shard.words.load(pub.FAILED) for shard in self.shards):
             raise ServerError(
-                f"a server of model {self.spec.name!r} failed and descends no more; what is published can be read. "
-                "Its status and its log say why; restarting the server tries again"
+                f"a server of model {self.spec.name!r} failed, or lost its part of it, and descends no more; what is "
+                "published can be read. Status and log say why; restarting the server tries again"
             )
 
     def ring(self) -> None:
@@ -90,7 +112,7 @@ class NearModel:
 
         Raises:
             Timeout: not ready at `deadline` (time.monotonic); `what()` says what was waited for.
-            WorkerLost, ModelNotFound: it never will be.
+            WorkerLost, ModelNotFound, LeaseExpired: it never will be.
         """
         spin_until = 0.0
         bell = shard.words
@@ -150,9 +172,10 @@ class NearModel:
         version, so that versions of several shards meet.
 
         Raises:
-            Timeout: the shards' versions did not meet in time.
+            Timeout: the shards' versions did not meet in time. LeaseExpired: the model went back to a checkpoint.
         """
         shards = self.shards
+        self._look()
         while True:
             version = max([shard.version for shard in shards])
             seat.words.store(seats.PIN, version)
@@ -200,6 +223,15 @@ class NearModel:
         self.control.region.close()
 
 
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """What tells the file at a path from every other one; None: there is none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 class NearWorker:
     """One attempt of a worker: the only holder of its seat."""
 
@@ -214,6 +246,12 @@ class NearWorker:
         self._may_be_late = isinstance(consistency, Quorum)
         self._bound = consistency.bound if isinstance(consistency, Ssp) else None
         self._copy: Flat | None = None
+        size, base_at = model.spec.layout.size, model.spec.base_at
+        self._gradients = [slot[:size] for slot in seat.slots]
+        # Of gradients whose delay is compensated: places for what they were computed on, and where that is now.
+        self._keeps = model.spec.optimizer.compensates
+        self._bases = [slot[base_at:] for slot in seat.slots] if self._keeps else []
+        self._base: Flat | None = None
         # A push of a small model takes some microseconds, and each call of Python's a tenth of one.
         self._words = seat.words.cells
         self._claims = model.control.claims.cells
@@ -232,7 +270,8 @@ class NearWorker:
         """The newest version that this worker may read, as (version, (P,) read-only).
 
         With one shard it is a view into the tier's memory, valid until this worker's next push or pull; else, or
-        when too many readers hold views, or if `copy` is set, it is a copy in this worker's memory.
+        when too many readers hold views, or where delays are compensated, or if `copy` is set, it is a copy in memory
+        of this worker, valid until its next pull.
         """
         deadline = time.monotonic() + timeout_s
         seat, model = self.seat, self.model
@@ -248,18 +287,32 @@ class NearWorker:
         self._check_open()
         version, buffers = model.pin(seat, deadline)
         self.read_version = version
-        if len(buffers) == 1 and not copy and not model.shards[0].words.load(pub.COPY_ONLY):
+        if len(buffers) == 1 and not (copy or self._keeps) and not model.shards[0].words.load(pub.COPY_ONLY):
             view = buffers[0].view()
             view.flags.writeable = False
             return version, view
-        if self._copy is None:
-            self._copy = np.empty(model.spec.layout.size, np.float32)
+        out = self._room()
         for (lo, hi), buffer in zip(model.ranges, buffers, strict=True):
-            self._copy[lo:hi] = buffer
+            out[lo:hi] = buffer
         seat.words.store(seats.PIN, seats.NO_PIN)
-        view = self._copy.view()
+        view = out.view()
         view.flags.writeable = False
         return version, view
+
+    def _room(self) -> Flat:
+        """What a pull copies into: the place of the next gradient's base if its slot is free, else own memory."""
+        if self._keeps and self.seat.free_slots > 0:
+            self._base = self._bases[self._words[seats.HEAD] % self.seat.depth]
+            return self._base
+        if self._copy is None:
+            self._copy = np.empty(self.model.spec.layout.size, np.float32)
+        if self._keeps:
+            self._base = self._copy
+        return self._copy
+
+    def computes_on(self, values: Flat) -> None:
+        """Gradients are computed on `values` (P,), kept up to date by the caller, and not on what `pull` gives."""
+        self._base, self._keeps = values, False
 
     def _wait_for_own(self, deadline: float) -> None:
         """Block until it is in the log what became of this worker's last step: in a closed round, or dropped.
@@ -296,10 +349,9 @@ class NearWorker:
 
     def slot(self, timeout_s: float) -> Flat:
         """The next free slot, (P,) float32 in shared memory; waits for one. Contents are old: overwrite all."""
-        seat = self.seat
         if self._words[seats.CLOSED]:
             self._refuse()
-        return seat.slots[self._free_head(timeout_s) % seat.depth]
+        return self._gradients[self._free_head(timeout_s) % self.seat.depth]
 
     def _free_head(self, timeout_s: float) -> int:
         """HEAD, which this attempt alone moves, once the slot it points at is free: nearly always at once."""
@@ -351,12 +403,16 @@ class NearWorker:
             return duplicate
         head = self._free_head(timeout_s)
         if examples and not finite:
-            gradient = self.seat.slots[head % self.seat.depth]
+            gradient = self._gradients[head % self.seat.depth]
             if not all_finite(gradient):
                 if self.model.spec.not_finite == "reject":
                     raise PushRejected(self._not_finite(gradient, step))
                 # Told apart from other steps without a gradient by a loss that none has.
                 return self._commit(head, step, 0, math.inf)._replace(skipped=True)
+        if self._bases and self.read_version >= 0:
+            base = self._bases[head % self.seat.depth]
+            if base is not self._base:
+                base[:] = self._base
         return self._commit(head, step, examples, loss)
 
     def skip(self, step: int, timeout_s: float) -> Receipt:
@@ -440,5 +496,7 @@ class NearWorker:
         """Give the view and the slots back. What is committed stays. Idempotent."""
         if self.seat.depth and self.seat.slots:
             self.seat.words.store(seats.PIN, seats.NO_PIN)
-        self._copy = None
+        self._copy = self._base = None
+        self._gradients.clear()
+        self._bases.clear()
         self.seat.close()

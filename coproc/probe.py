@@ -24,6 +24,8 @@ _PROBE = Probe(
         "checkpoint.cut.after",
         "checkpoint.copy.after",
         "checkpoint.commit.after",
+        "restore.announce.after",
+        "restore.drop.after",
     ),
     "COPROC_FAILPOINT",
 )

@@ -35,6 +35,7 @@ class Budget:
         self.remedy = remedy
         self._used_bytes = 0
         self._charges: dict[str, int] = {}
+        self._caps: dict[str, int] = {}
         self._lock = threading.Lock()
 
     @property
@@ -82,6 +83,13 @@ class Budget:
             self._used_bytes += size_bytes - self._charges.get(key, 0)
             self._charges[key] = size_bytes
 
+    def cap(self, prefix: str, limit_bytes: int | None) -> None:
+        """Let keys that begin with `prefix` have so much together at the most, from now on; None: what there is."""
+        with self._lock:
+            self._caps.pop(prefix, None)
+            if limit_bytes is not None:
+                self._caps[prefix] = limit_bytes
+
     def release(self, key: str) -> int:
         """Drop the charge of `key` and return it; 0 when there was none."""
         with self._lock:
@@ -92,11 +100,14 @@ class Budget:
     def charged_below(self, prefix: str) -> int:
         """The sum of the charges whose keys begin with `prefix`."""
         with self._lock:
-            return sum(size_bytes for key, size_bytes in self._charges.items() if key.startswith(prefix))
+            return self._below(prefix)
 
     def charged_bytes(self, key: str) -> int:
         """The charge of `key`; 0 when there is none."""
         return self._charges.get(key, 0)
+
+    def _below(self, prefix: str) -> int:
+        return sum(size_bytes for key, size_bytes in self._charges.items() if key.startswith(prefix))
 
     def _set(self, key: str, size_bytes: int, held_bytes: int, *, what: str) -> None:
         if size_bytes < 0:
@@ -109,6 +120,14 @@ class Budget:
                 f"{show_bytes(self._limit_bytes)} {show_bytes(self._used_bytes - held_bytes)} are in use. "
                 f"Delete what is no longer needed, or {self.remedy}."
             )
+        for prefix, limit_bytes in self._caps.items():
+            if key.startswith(prefix) and size_bytes > held_bytes:
+                below_bytes = self._below(prefix) - held_bytes
+                if below_bytes + size_bytes > limit_bytes:
+                    raise OutOfMemory(
+                        f"{what} asks for {show_bytes(size_bytes)}, and of the {show_bytes(limit_bytes)} that "
+                        f"{prefix} may have {show_bytes(below_bytes)} are in use"
+                    )
         self._used_bytes = used_bytes
         self._charges[key] = size_bytes
 

@@ -114,7 +114,7 @@ class Access:
         """A seat that this process holds, and what gives it back."""
         sequencer = self.sequencer(engine)
         number, generation, next_step = sequencer.join(worker, depth)
-        held = Seat.take(engine.spec.seat_path(number, generation), depth, engine.spec.layout.size)
+        held = Seat.take(engine.spec.seat_path(number, generation), depth, engine.spec.slot_floats)
         near = NearWorker(self.readers(engine).model, worker, held, next_step)
         return near, lambda: sequencer.submit(lambda: sequencer.close_seat(number, generation))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from coproc.errors import ConfigError, CoprocError, OutOfMemory
+from coproc.errors import ConfigError, CoprocError, ModelNotFound, OutOfMemory
 from coproc.observers.directory import ModelDirectory
 from coproc.server.engine import Engine
 from coproc.server.models import Beginning, Models
@@ -64,6 +64,8 @@ class Creation:
         """
         servers = list(dict.fromkeys(place.server for place in spec.shards))
         made: list[str] = []
+        if again:  # what others still have is of the life before
+            self.drop_on(servers[1:], spec)
         spec, first = self._models.begin(spec, beginning)
         try:
             spec = self._models.make_shards(spec, servers[0], first)
@@ -90,6 +92,18 @@ class Creation:
             self._directory.appear(spec, again=True)
         self._directory.pusher.wake()
         return engine
+
+    def has_part(self, server: str, spec: ModelSpec) -> bool:
+        """Whether another server serves its shards of a model.
+
+        Raises:
+            Unreachable, Timeout: it does not say.
+        """
+        try:
+            answer = self._peer(server).GetModel(pb.GetModelRequest(name=spec.name), timeout=PEER_TIMEOUT_S)
+        except ModelNotFound:
+            return False
+        return ModelSpec.from_json(answer.spec_json).identity == spec.identity
 
     def drop_on(self, servers: list[str], spec: ModelSpec) -> None:
         """Have other servers drop their parts. One that is down removes its part at its next start."""

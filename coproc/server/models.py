@@ -61,6 +61,8 @@ class Models:
         self._engines: dict[str, Engine] = {}
         self._creating: dict[str, ModelSpec] = {}
         self._damaged: dict[str, str] = {}
+        self._torn: dict[str, ModelSpec] = {}
+        """Models that are sequenced here and were found without some of their shards."""
         self._lock = threading.Lock()
         self.awaited: dict[str, str] | None = None
         """Models that went with this server's memory and are being restored: name -> how far that is. None: it has not
@@ -85,6 +87,10 @@ class Models:
                 for file in home.rglob("*"):
                     if file.is_file() and file != description:
                         self._tier.budget.adopt(str(file), file.stat().st_size)
+                if Path(spec.home) == home and missing(spec):
+                    self._torn[spec.name] = spec
+                    continue
+                self._cap(spec)
                 self._remove_stray_seats(spec, home)
                 self._engines[spec.name] = Engine(spec, self._mine(spec, home), self._tier.budget)
             except (CoprocError, TierError, OSError, ValueError, LookupError) as error:
@@ -111,6 +117,9 @@ class Models:
     def _home(self, spec: ModelSpec) -> Path:
         return self._directory / spec.folder
 
+    def _cap(self, spec: ModelSpec) -> None:
+        self._tier.budget.cap(f"{self._home(spec)}/", spec.memory_limit_bytes)
+
     @staticmethod
     def _mine(spec: ModelSpec, home: Path) -> list[int]:
         return [n for n, place in enumerate(spec.shards) if Path(place.path).parent == home]
@@ -131,6 +140,7 @@ class Models:
         spec = replace(spec, identity=spec.identity or secrets.token_hex(8))
         spec = replace(spec, home=str(self._home(spec)))
         self._home(spec).mkdir(mode=0o700)
+        self._cap(spec)
         try:
             self._take_name(spec)
             self._tier.budget.charge(str(spec.control_path), file_bytes(Control.size_bytes()))
@@ -188,6 +198,7 @@ class Models:
         if home != Path(spec.home):
             self._take_name(spec)
             home.mkdir(mode=0o700)
+            self._cap(spec)
         rows = len(spec.optimizer.state_rows)
         control = Control.open(spec.control_path)
         version, updates, rate = control.general.row(ctl.FIRST_VERSION, 3)
@@ -240,9 +251,17 @@ class Models:
                 return
             if name in self._creating and self._creating[name].identity == identity:
                 del self._creating[name]
-        for file in home.rglob("*"):
-            self._tier.budget.release(str(file))
+            if name in self._torn and self._torn[name].identity == identity:
+                del self._torn[name]
+        self._remove(home)
+
+    def _remove(self, home: Path) -> None:
+        files = list(home.rglob("*"))
+        (home / "spec.json").unlink(missing_ok=True)  # what is half removed is no model for the next server
         shutil.rmtree(home, ignore_errors=True)
+        for file in files:
+            self._tier.budget.release(str(file))
+        self._tier.budget.cap(f"{home}/", None)
 
     # -- the rest of a life ----------------------------------------------------------------------------------
 
@@ -274,36 +293,59 @@ class Models:
         """Whether a model is here, is being created here, or is here and cannot be served."""
         with self._lock:
             engine, creating = self._engines.get(name), self._creating.get(name)
-        known = {creating.identity if creating is not None else "", engine.spec.identity if engine is not None else ""}
-        return name in self._damaged or identity in known
+            torn = self._torn.get(name)
+        known = (creating, torn, None if engine is None else engine.spec)
+        return name in self._damaged or any(spec is not None and spec.identity == identity for spec in known)
 
     def all(self) -> list[Engine]:
         """The engines of all models, by name."""
         with self._lock:
             return [self._engines[name] for name in sorted(self._engines)]
 
-    def drop(self, name: str, identity: str) -> None:
+    def torn(self) -> list[tuple[ModelSpec, Engine | None]]:
+        """Models that are sequenced here and have lost shards, those of other servers too; None: without an engine."""
+        with self._lock:
+            found: list[tuple[ModelSpec, Engine | None]] = [(spec, None) for spec in self._torn.values()]
+            served = [engine for engine in self._engines.values() if engine.sequencer is not None]
+        return found + [(engine.spec, engine) for engine in served if missing(engine.spec)]
+
+    def give_up(self, spec: ModelSpec, reason: str) -> None:
+        """A model that `torn` told of has nothing to go back to: it takes no gradients any more, and says why."""
+        with self._lock:
+            engine = self._engines.get(spec.name)
+            if self._torn.pop(spec.name, None) is not None:
+                self._damaged[spec.name] = reason
+        if engine is not None and engine.spec.identity == spec.identity:
+            engine.failure = reason
+            engine.shards[0].words.store(pub.FAILED, 1)
+            for shard in engine.shards:
+                shard.words.ring(pub.BELL)
+
+    def drop(self, name: str, identity: str, goes_back: bool = False) -> None:
         """Stop serving a model and give its memory back; who has it mapped sees that it is deleted.
 
         Nothing if it is not on this server, or if the name is another model's by now.
+
+        Args:
+            goes_back: it is not deleted, but to be created again from a checkpoint, which who has it mapped finds out.
         """
         with self._lock:
             engine = self._engines.get(name)
             if engine is None or engine.spec.identity != identity:
                 return
             del self._engines[name]
-        engine.control.general.store(ctl.STATE, ctl.DELETED)
+        if engine.sequencer is not None:  # whose word it is
+            if goes_back:
+                engine.sequencer.end(Unreachable(f"model {name!r} goes back to a checkpoint"))
+            else:
+                engine.control.general.store(ctl.STATE, ctl.DELETED)
         engine.stop()
         if engine.sequencer is not None:
             engine.sequencer.close_all_seats()  # its thread has ended
         for shard in engine.shards:
             shard.words.ring(pub.BELL)
         engine.close()
-        home = self._home(engine.spec)
-        files = list(home.rglob("*"))
-        shutil.rmtree(home, ignore_errors=True)
-        for file in files:
-            self._tier.budget.release(str(file))
+        self._remove(self._home(engine.spec))
 
     def memory_bytes(self, engine: Engine) -> int:
         """What a model takes of this server's budget."""
@@ -313,6 +355,11 @@ class Models:
         """Stop all engines; the models stay in memory for the next server."""
         for engine in self.all():
             engine.close()
+
+
+def missing(spec: ModelSpec) -> list[str]:
+    """The servers whose shards of a model are gone, as far as this host's memory tells."""
+    return sorted({place.server for place in spec.shards if not Path(place.path).exists()})
 
 
 def _is_sequencers(spec: ModelSpec, params_path: Path) -> bool:

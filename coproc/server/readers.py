@@ -44,6 +44,7 @@ class Readers:
     def _take(self) -> Seat:
         with self._lock:
             if self._closed:
+                self.model.check()
                 raise ModelNotFound(f"model {self._spec.name!r} was deleted")
             if self._idle:
                 return self._idle.pop()

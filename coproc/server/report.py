@@ -10,7 +10,7 @@ from coproc.server.checkpoints import Checkpointing
 from coproc.server.engine import Engine
 from coproc.server.models import Models
 from coproc.server.sequencing import SequencerLoop
-from coproc.shared.control import Presence
+from coproc.shared.control import Kind, Presence
 from coproc.v1 import coproc_pb2 as pb
 from storage_tier.errors import TierError
 from storage_tier.files import Files
@@ -44,6 +44,13 @@ class Report:
         for engine in self._models.all():
             if engine.sequencer is not None:
                 answer.models.append(self._model_status(engine, engine.sequencer))
+            answer.memory.append(
+                pb.ModelMemory(
+                    name=engine.spec.name,
+                    memory_bytes=self._models.memory_bytes(engine),
+                    shards_bytes=sum(self._tier.budget.charged_bytes(place.path) for place in engine.spec.shards),
+                )
+            )
         return answer
 
     def sample(self) -> None:
@@ -64,6 +71,7 @@ class Report:
         spec, c = engine.spec, sequencer.counters
         files_count, files_note = self._pusher.waiting(spec)
         checkpoint_version, checkpoint_failure = self._checkpoints.told(spec)
+        pending, blocked = sequencer.waiting
         samples = self._rates.get(spec.name)
         rate = 0.0
         if samples and time.monotonic() > samples[0][0]:
@@ -95,6 +103,9 @@ class Report:
             checkpoint_failure=checkpoint_failure,
             late_count=c.late,
             not_finite_count=c.not_finite,
+            pending_count=pending,
+            blocked_count=blocked,
+            behind_server=_furthest_behind(engine) if blocked else "",
         )
 
     def _tier_status(self) -> pb.TierStatus:
@@ -132,3 +143,12 @@ class Report:
                 )
             )
         return answer
+
+
+def _furthest_behind(engine: Engine) -> str:
+    """The server of the shard that has applied the least of the log; '' if all have applied all gradients in it."""
+    applied = [shard.applied for shard in engine.shards]
+    least = min(applied)
+    left = engine.control.entries(least, engine.control.head)
+    behind = any(entry.kind == Kind.DESCEND for entry in left)
+    return engine.spec.shards[applied.index(least)].server if behind else ""

@@ -151,6 +151,16 @@ class SequencerLoop:
         return len(self._seats)
 
     @property
+    def waiting(self) -> tuple[int, int]:
+        """(committed steps whose slots are not free again, live attempts that wait for a free slot). As `counters`."""
+        pending = blocked = 0
+        for taken in list(self._seats):
+            words = taken.seat.words
+            pending += min(max(0, words.load(seats.HEAD) - words.load(seats.TAIL)), taken.seat.depth)
+            blocked += words.load(seats.WAITING) != 0 and not taken.closing
+        return pending, blocked
+
+    @property
     def counters(self) -> Counters:
         """What has been admitted so far. Any thread may ask; the numbers may be of neighbouring moments."""
         return Counters(float(self._loss_sum[0]), *self._counters.tolist())
@@ -191,7 +201,7 @@ class SequencerLoop:
             ConfigError: too many seats, or a worker number that cannot be.
             As `submit`.
         """
-        size = self._spec.layout.size if depth else 0
+        size = self._spec.slot_floats if depth else 0
         charge = f"{self._spec.home}/seats/new-{uuid4().hex}"
         self._budget.charge(charge, file_bytes(Seat.size_bytes(depth, size)))
         try:

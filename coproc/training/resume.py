@@ -11,24 +11,31 @@ import contextlib
 import json
 import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from coproc import checkpoint
-from coproc.errors import ConfigError, DataError
+from coproc.client import Client, connect
+from coproc.errors import ConfigError, CoprocError, DataError, ModelExists, ModelNotFound
 from coproc.ingest import Ingested
+from coproc.modes.base import ModeSettings, deletion
 from coproc.training.base import Plan, TrainConfig
 from coproc.training.output import HISTORY, RUN
 from storage_tier import TierClient
-from storage_tier.errors import TierError
+from storage_tier.errors import DirectoryNotEmpty, MountConflict, PathNotFound, TierError
+from storage_tier.wire import trust
 
 # What may be another than before: who computes, where, and what is kept on the way. The result does not depend on it.
 FREE = {
     *("pool", "servers", "shards", "address", "token", "tls_authority", "group_size"),
     *("checkpoints", "checkpoint_every", "checkpoint_s", "checkpoint_keep"),
 }
+# Workers of a driver that was killed end soon after it; a model that somebody holds without a push for so long is left.
+GONE_WITHIN_S, STILL_S = 20.0, 2.0
+PERSISTED_WITHIN_S = 10.0
 _NAME = re.compile(r"[0-9]{12,19}\.safetensors")
 
 
@@ -111,11 +118,95 @@ def history_before(directory: Path, epoch: int) -> list[dict[str, Any]]:
     return rows
 
 
+def own_name(run: str) -> str:
+    """Of the model of a run that was given none; no other one has it."""
+    return f"train-{run}"
+
+
+def identity_of(tier: TierClient, model: str) -> str:
+    """What tells a model from others that had its name; '' where its mode does not say so."""
+    try:
+        return str(tier.stat(f"/models/{model}/spec.json").metadata.get("identity", ""))
+    except PathNotFound:
+        return ""
+
+
+def require_own(client: Client, name: str, before: Mapping[str, Any], config: TrainConfig) -> None:
+    """Refuse to resume where the run's model stands and is another run's by now, or is still pushed to.
+
+    Waits for workers whose driver was killed to end.
+
+    Raises:
+        ModelExists: with what differs, or who is there.
+    """
+    try:
+        model = client.model(name)
+    except ModelNotFound:
+        return
+    spec, differs = model.spec, []
+    if spec.layout.size != before.get("parameters"):
+        differs.append(f"it has {spec.layout.size:,} parameters, and this run's has {before.get('parameters'):,}")
+    for what, its, own in (
+        ("optimizer", spec.optimizer, config.optimizer_rule()),
+        ("consistency", spec.consistency, config.consistency_rule()),
+    ):
+        if its.to_config() != own.to_config():
+            differs.append(f"its {what} is {its.to_config()}, and this run's is {own.to_config()}")
+    if name != own_name(before["run"]) and spec.identity != before.get("identity"):
+        differs.append("it was created by another run, or anew")
+    there = f"there is a model {name!r} at {client.address} already, and"
+    delete = deletion(name, client.address, config.token)
+    if differs:
+        raise ModelExists(
+            f"{there} it is not the one of the run that is to be resumed: {'; '.join(differs)}. If nobody needs it, "
+            f"delete it, and the run goes on from its newest checkpoint: {delete}"
+        )
+    still_since = time.monotonic()
+    deadline, now = still_since + GONE_WITHIN_S, model.status()
+    while now.seats_count and time.monotonic() - still_since < STILL_S:  # who only reads has a seat too
+        time.sleep(0.1)
+        then, now = now, model.status()
+        if now.pushes_count != then.pushes_count:
+            still_since = time.monotonic()
+        if time.monotonic() > deadline:
+            raise ModelExists(
+                f"{there} its workers push: the run that is to be resumed still goes on somewhere. End it first"
+            )
+
+
+def take_over(settings: ModeSettings) -> None:
+    """Where the model of a run that is resumed still stands: write it as a checkpoint, and remove it.
+
+    So a run goes on in one way only, and with the shards and places that it is given now. Nothing that was acknowledged
+    and could be admitted is lost.
+
+    Raises:
+        CoprocError: no checkpoint could be written; then the model stays, and the sentence says what to do.
+    """
+    with connect(settings.address, token=settings.token, tls=trust(settings.tls_authority)) as client:
+        try:
+            model = client.model(settings.model)
+        except ModelNotFound:
+            return
+        try:
+            model.checkpoint()
+        except CoprocError as error:
+            delete = deletion(settings.model, settings.address, settings.token)
+            raise type(error)(
+                f"the model of this run still stands at {settings.address}, and no checkpoint of it can be written: "
+                f"{error}. To go on from the newest one that there is, delete it: {delete}"
+            ) from error
+        model.delete()
+
+
 class Place:
     """Where the checkpoints of a run go: an under-store, mounted where its model writes them."""
 
-    def __init__(self, tier: TierClient, model: str, url: str) -> None:
+    def __init__(self, tier: TierClient, model: str, url: str, again: bool = False) -> None:
         """Mount it. What is committed there is in the under-store before it counts: the memory may be gone at once.
+
+        Args:
+            again: of a run that is resumed, which may have left it mounted.
 
         Raises:
             TierError: it cannot be opened, or something else is there.
@@ -123,6 +214,9 @@ class Place:
         self.url = url
         self.path = f"/models/{model}/checkpoints"
         self._tier = tier
+        if again:
+            with contextlib.suppress(PathNotFound, MountConflict):
+                self._unmount()
         tier.mount(self.path, url, write_type="cache_through")
 
     def newest_first(self) -> list[str]:
@@ -142,8 +236,18 @@ class Place:
         begun = [steps.get(worker, 0) // pushes for worker, pushes in enumerate(plan.pushes_per_epoch) if pushes]
         return min([*begun, plan.config.epochs])
 
+    def _unmount(self) -> None:
+        deadline = time.monotonic() + PERSISTED_WITHIN_S
+        while True:
+            try:
+                return self._tier.unmount(self.path)
+            except DirectoryNotEmpty:  # the newest is on its way to the under-store
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
     def close(self) -> None:
         """Unmount it, after the model is gone. An unreachable tier has nothing mounted any more."""
         with contextlib.suppress(TierError), contextlib.closing(self._tier):
-            self._tier.unmount(self.path)
+            self._unmount()
             self._tier.remove_directory(self.path.removesuffix("/checkpoints"), recursive=True)

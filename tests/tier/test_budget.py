@@ -146,3 +146,22 @@ def test_every_error_survives_a_pickle() -> None:
         again = pickle.loads(pickle.dumps(kind("a sentence")))
         assert type(again) is kind
         assert str(again) == "a sentence"
+
+
+def test_a_cap_holds_for_the_keys_below_it_alone() -> None:
+    budget = Budget(100)
+    budget.charge("/a/1", 30)
+    budget.cap("/a/", 40)
+    with pytest.raises(OutOfMemory, match="of the 40 bytes that /a/ may have 30 bytes are in use"):
+        budget.charge("/a/2", 11)
+    budget.charge("/b/1", 50)
+    budget.charge("/a/2", 10)
+    budget.transfer("/a/2", "/a/3", 10)
+    budget.charge("/a/1", 20)  # smaller
+    with pytest.raises(OutOfMemory):
+        budget.transfer("/a/3", "/a/2", 21)
+    budget.adopt("/a/4", 20)  # what is there is counted
+    budget.charge("/a/1", 15)
+    budget.cap("/a/", None)
+    budget.charge("/a/1", 20)
+    assert budget.used_bytes == 100
