@@ -51,6 +51,16 @@ class TierFacts:
 
 
 @dataclass(frozen=True)
+class ModelMemory:
+    """What one model takes of one server's budget."""
+
+    name: str
+    memory_bytes: int
+    shards_bytes: int
+    """Of these for parameters and optimizer's state; the rest is for live attempts, and for the log."""
+
+
+@dataclass(frozen=True)
 class ServerStatus:
     """One server."""
 
@@ -63,6 +73,8 @@ class ServerStatus:
     error: str = ""
     """Why it can't be asked; then the rest is zero."""
     tier: TierFacts = field(default_factory=TierFacts)
+    models: tuple[ModelMemory, ...] = ()
+    """Of all models that have a part there."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,7 @@ class ModelStatus:
     failure: str
     """Why it takes no gradients any more; empty if it does."""
     memory_bytes: int
+    """On its first server; what it takes on each is told of the servers."""
     gradient_files_count: int = 0
     """Gradients that were committed as files and are not applied yet."""
     gradient_files_note: str = ""
@@ -108,6 +121,13 @@ class ModelStatus:
     """Steps that came after their round was closed without them (`Quorum`)."""
     not_finite_count: int = 0
     """Steps whose gradient was not finite and was left out (``not_finite="skip"``)."""
+    pending_count: int = 0
+    """Committed steps whose slots are not free again: their descent, or their round, is to come."""
+    blocked_count: int = 0
+    """Live attempts that wait for a free slot now."""
+    behind_server: str = ""
+    """The server that these wait for, for its descent is the furthest behind; '' if nobody waits, or for other workers
+    only."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +147,7 @@ def server_status(address: str, answer: Any) -> ServerStatus:
         answer.memory_used_bytes,
         answer.memory_limit_bytes,
         tier=_tier_facts(answer.tier),
+        models=tuple(ModelMemory(each.name, each.memory_bytes, each.shards_bytes) for each in answer.memory),
     )
 
 
@@ -189,4 +210,7 @@ def model_status(m: Any) -> ModelStatus:
         checkpoint_failure=m.checkpoint_failure,
         late_count=m.late_count,
         not_finite_count=m.not_finite_count,
+        pending_count=m.pending_count,
+        blocked_count=m.blocked_count,
+        behind_server=m.behind_server,
     )

@@ -42,7 +42,7 @@ def as_text(now: ClusterStatus) -> str:
             block(f"observer {one.name} of {one.directory} on {server.address}", observer_facts(one))
             for one in server.tier.observers
         ]
-    blocks += [block(f"model {model.name}", model_facts(model)) for model in now.models]
+    blocks += [block(f"model {model.name}", model_facts(model, now.servers)) for model in now.models]
     return "\n\n".join(blocks if now.models else [*blocks, "no models"])
 
 
@@ -90,7 +90,19 @@ def observer_facts(one: ObserverStatus) -> dict[str, str]:
     return facts
 
 
-def model_facts(model: ModelStatus) -> dict[str, str]:
+def memory_text(name: str, servers: list[ServerStatus]) -> str:
+    """What a model takes of the budget of each server that has a part of it."""
+    parts = [
+        f"{size(one.memory_bytes)} of {size(server.memory_limit_bytes)} on {server.address} "
+        f"({size(one.shards_bytes)} in shards)"
+        for server in servers
+        for one in server.models
+        if one.name == name
+    ]
+    return "; ".join(parts)
+
+
+def model_facts(model: ModelStatus, servers: list[ServerStatus]) -> dict[str, str]:
     """What is known of a model."""
     facts = {
         "version": amount(model.version),
@@ -103,8 +115,13 @@ def model_facts(model: ModelStatus) -> dict[str, str]:
         **({"late": f"{amount(model.late_count)} after their round was closed"} if model.late_count else {}),
         **({"not finite": f"{amount(model.not_finite_count)} left out"} if model.not_finite_count else {}),
         "staleness": f"{model.staleness_mean:.1f}, at most {model.staleness_max}",
-        "memory": size(model.memory_bytes),
+        "memory": memory_text(model.name, servers) or size(model.memory_bytes),
     }
+    if model.pending_count:
+        facts["pending"] = f"{amount(model.pending_count)} gradients"
+    if model.behind_server:
+        wait = "attempt waits" if model.blocked_count == 1 else "attempts wait"
+        facts["behind"] = f"{model.behind_server}; {amount(model.blocked_count)} {wait} for a slot"
     if model.gradient_files_count:
         facts["gradient files"] = f"{amount(model.gradient_files_count)} to be applied"
     if model.gradient_files_note:

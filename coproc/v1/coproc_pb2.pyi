@@ -369,7 +369,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("name", "epoch", "version", "parameters_count", "optimizer", "consistency", "shards_count", "workers_count", "seats_count", "pushes_count", "duplicates_count", "examples_count", "loss_sum", "loss_examples_count", "staleness_sum", "staleness_max", "pushes_per_s", "waiting_for", "failure", "memory_bytes", "gradient_files_count", "gradient_files_note", "checkpoint_version", "checkpoint_failure", "late_count", "not_finite_count")
+    __slots__ = ("name", "epoch", "version", "parameters_count", "optimizer", "consistency", "shards_count", "workers_count", "seats_count", "pushes_count", "duplicates_count", "examples_count", "loss_sum", "loss_examples_count", "staleness_sum", "staleness_max", "pushes_per_s", "waiting_for", "failure", "memory_bytes", "gradient_files_count", "gradient_files_note", "checkpoint_version", "checkpoint_failure", "late_count", "not_finite_count", "pending_count", "blocked_count", "behind_server")
     NAME_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -396,6 +396,9 @@ class ModelStatus(_message.Message):
     CHECKPOINT_FAILURE_FIELD_NUMBER: _ClassVar[int]
     LATE_COUNT_FIELD_NUMBER: _ClassVar[int]
     NOT_FINITE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    PENDING_COUNT_FIELD_NUMBER: _ClassVar[int]
+    BLOCKED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    BEHIND_SERVER_FIELD_NUMBER: _ClassVar[int]
     name: str
     epoch: int
     version: int
@@ -422,7 +425,20 @@ class ModelStatus(_message.Message):
     checkpoint_failure: str
     late_count: int
     not_finite_count: int
-    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., parameters_count: _Optional[int] = ..., optimizer: _Optional[str] = ..., consistency: _Optional[str] = ..., shards_count: _Optional[int] = ..., workers_count: _Optional[int] = ..., seats_count: _Optional[int] = ..., pushes_count: _Optional[int] = ..., duplicates_count: _Optional[int] = ..., examples_count: _Optional[int] = ..., loss_sum: _Optional[float] = ..., loss_examples_count: _Optional[int] = ..., staleness_sum: _Optional[int] = ..., staleness_max: _Optional[int] = ..., pushes_per_s: _Optional[float] = ..., waiting_for: _Optional[_Iterable[int]] = ..., failure: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., gradient_files_count: _Optional[int] = ..., gradient_files_note: _Optional[str] = ..., checkpoint_version: _Optional[int] = ..., checkpoint_failure: _Optional[str] = ..., late_count: _Optional[int] = ..., not_finite_count: _Optional[int] = ...) -> None: ...
+    pending_count: int
+    blocked_count: int
+    behind_server: str
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., parameters_count: _Optional[int] = ..., optimizer: _Optional[str] = ..., consistency: _Optional[str] = ..., shards_count: _Optional[int] = ..., workers_count: _Optional[int] = ..., seats_count: _Optional[int] = ..., pushes_count: _Optional[int] = ..., duplicates_count: _Optional[int] = ..., examples_count: _Optional[int] = ..., loss_sum: _Optional[float] = ..., loss_examples_count: _Optional[int] = ..., staleness_sum: _Optional[int] = ..., staleness_max: _Optional[int] = ..., pushes_per_s: _Optional[float] = ..., waiting_for: _Optional[_Iterable[int]] = ..., failure: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., gradient_files_count: _Optional[int] = ..., gradient_files_note: _Optional[str] = ..., checkpoint_version: _Optional[int] = ..., checkpoint_failure: _Optional[str] = ..., late_count: _Optional[int] = ..., not_finite_count: _Optional[int] = ..., pending_count: _Optional[int] = ..., blocked_count: _Optional[int] = ..., behind_server: _Optional[str] = ...) -> None: ...
+
+class ModelMemory(_message.Message):
+    __slots__ = ("name", "memory_bytes", "shards_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    memory_bytes: int
+    shards_bytes: int
+    def __init__(self, name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., shards_bytes: _Optional[int] = ...) -> None: ...
 
 class ObserverStatus(_message.Message):
     __slots__ = ("directory", "name", "observer", "state", "failure", "traceback", "delivered_count", "queued_count", "vetoed_count")
@@ -475,20 +491,22 @@ class TierStatus(_message.Message):
     def __init__(self, server_id: _Optional[str] = ..., block_count: _Optional[int] = ..., block_bytes: _Optional[int] = ..., spilled_count: _Optional[int] = ..., spilled_bytes: _Optional[int] = ..., evicted_count: _Optional[int] = ..., fetched_count: _Optional[int] = ..., loaded_count: _Optional[int] = ..., waiting_count: _Optional[int] = ..., mounts: _Optional[_Iterable[str]] = ..., failure: _Optional[str] = ..., observers: _Optional[_Iterable[_Union[ObserverStatus, _Mapping]]] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("header", "uptime_s", "memory_used_bytes", "memory_limit_bytes", "models", "tier")
+    __slots__ = ("header", "uptime_s", "memory_used_bytes", "memory_limit_bytes", "models", "tier", "memory")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     header: ResponseHeader
     uptime_s: float
     memory_used_bytes: int
     memory_limit_bytes: int
     models: _containers.RepeatedCompositeFieldContainer[ModelStatus]
     tier: TierStatus
-    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., uptime_s: _Optional[float] = ..., memory_used_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ..., tier: _Optional[_Union[TierStatus, _Mapping]] = ...) -> None: ...
+    memory: _containers.RepeatedCompositeFieldContainer[ModelMemory]
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., uptime_s: _Optional[float] = ..., memory_used_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ..., tier: _Optional[_Union[TierStatus, _Mapping]] = ..., memory: _Optional[_Iterable[_Union[ModelMemory, _Mapping]]] = ...) -> None: ...
 
 class ServeShardsRequest(_message.Message):
     __slots__ = ("spec_json", "parameters_path", "server")
