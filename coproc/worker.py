@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from coproc.data.batches import Batches, Minibatch
 from coproc.data.partition import Partition
 from coproc.errors import ConfigError, Diverged, LeaseExpired, Timeout
+from coproc.exchange import Exchange, ExchangeSpec, open_exchange
 from coproc.grads.base import Batch
-from coproc.modes.base import Exchange, ExchangeSpec
 from coproc.wire import as_coproc
 from storage_tier.errors import TierError
 from storage_tier.wire import trust
@@ -239,6 +239,7 @@ class Loop:
         self.stop = stop
         self.epochs: dict[int, EpochReport] = {}
         self.stopped = False
+        self._asked = False
         # A pull may be a view that the next push takes back; it has to outlive a push exactly where a
         # fetch does not come with (or before) every push.
         self._keep_copy = task.n_send % task.n_fetch != 0
@@ -252,8 +253,9 @@ class Loop:
             Diverged: the loss or a gradient is not finite any more; nothing of that step was pushed.
             LeaseExpired, Timeout, WorkerLost, Unreachable: from the exchange; what was pushed stays.
         """
+        self._asked = self.stop()
         while (step := self.exchange.next_step) < self.task.until_step:
-            if self.stop():
+            if self._asked:
                 self.stopped = True
                 return
             try:
@@ -275,6 +277,7 @@ class Loop:
             self.exchange.skip(step=step, timeout_s=task.timeout_s)
             report.push_s += time.perf_counter() - began
             report.skips += 1
+            self._asked = self.stop()
             return
 
         began = time.perf_counter()
@@ -299,7 +302,10 @@ class Loop:
 
         began = time.perf_counter()
         staleness = max(0, self.exchange.version - self._read_version)
-        receipt = self.exchange.push(step=step, examples=examples, loss=loss, timeout_s=task.timeout_s)
+        # Asked before each push and not after it: the last push is to know that it is the last.
+        self._asked = self.stop()
+        last = self._asked or self._next_gradient(step) >= task.until_step
+        receipt = self.exchange.push(step=step, examples=examples, loss=loss, timeout_s=task.timeout_s, last=last)
         report.push_s += time.perf_counter() - began
         if not self._keep_copy:
             self._params = None
@@ -311,6 +317,12 @@ class Loop:
         report.loss_sum += loss_sum
         report.staleness_sum += staleness
         report.staleness_max = max(report.staleness_max, staleness)
+
+    def _next_gradient(self, step: int) -> int:
+        """The next step after this one that is not skipped for want of batches."""
+        epoch, place = divmod(step, self.task.pushes_per_epoch)
+        more = (place + 1) * self.task.n_send < self.source.steps_per_epoch
+        return step + 1 if more else (epoch + 1) * self.task.pushes_per_epoch
 
     def _fetch(self, index: int, step: int) -> Flat:
         """The parameters for batch `index` of the epoch: pulled every `n_fetch` batches."""
@@ -359,7 +371,8 @@ def run_worker(
     stays, the worker's membership too, so that another attempt can continue.
 
     Args:
-        stop: asked before every step; True ends the task early with `stopped` in its report.
+        stop: asked at first, before every push, and in waits; True ends the task early, after the push that was due,
+            with `stopped` in its report.
         open_exchange, open_source, open_backend: how the parts are opened; given by tests.
 
     Raises:
@@ -424,6 +437,4 @@ def _open_backend(task: WorkerTask) -> Backend:
 
 def _open_exchange(task: WorkerTask) -> Exchange:
     """Join the task's run as the task's worker."""
-    from coproc.modes.base import open_exchange
-
     return open_exchange(task.exchange, task.worker, timeout_s=task.timeout_s)

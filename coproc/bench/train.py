@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 import coproc
 from coproc import grads, optim
 from coproc.bench.base import Options, Result, speed_ratio
+from coproc.exchange import ExchangeSpec
 from coproc.ingest import Destination, Ingested, ingest_table
-from coproc.modes.base import ExchangeSpec, ModeSettings, load
+from coproc.modes.base import ModeSettings, load
 from coproc.near import Receipt
 from coproc.worker import DataSpec, WorkerReport, WorkerTask, run_worker
 
@@ -66,7 +67,7 @@ class Alone:
     def gradient(self, *, timeout_s: float) -> Flat:
         return self.out
 
-    def push(self, *, step: int, examples: int, loss: float, timeout_s: float) -> Receipt:
+    def push(self, *, step: int, examples: int, loss: float, timeout_s: float, last: bool) -> Receipt:
         self.next_step = step + 1
         return Receipt(step, False, 0)
 

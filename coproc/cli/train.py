@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coproc.cli.base import in_sentences, require_address, token_from_environment, usage_error
-from coproc.cli.fs_options import AUTHORITY_VARIABLE
+from coproc.cli.fs_options import AUTHORITY_VARIABLE, settings
 
 if TYPE_CHECKING:
     from coproc.training import TrainConfig
@@ -74,6 +74,9 @@ def train(
     schedule: Annotated[
         str, typer.Option(help="Learning rate by epoch: linear, cosine, constant.", rich_help_panel=_HOW)
     ] = "linear",
+    mode: Annotated[
+        str, typer.Option(help="Architecture: coproc, or http, broadcast, … to compare.", rich_help_panel=_HOW)
+    ] = "coproc",
     consistency: Annotated[
         str,
         typer.Option(help="bsp (synchronous), quorum, ssp (bounded), asp (asynchronous).", rich_help_panel=_HOW),
@@ -96,6 +99,14 @@ def train(
     ] = None,
     group_size: Annotated[
         int | None, typer.Option(help="Pushes a task (default: an epoch).", rich_help_panel=_HOW)
+    ] = None,
+    compression: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME [NAME=VALUE…]",
+            help="Of what travels between hosts: bf16, fp16, int8, topk, 'topk fraction=0.05'.",
+            rich_help_panel=_HOW,
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=_HOW)] = 0,
     pool: Annotated[
@@ -166,6 +177,7 @@ def train(
         "optimizer": optimizer,
         "learning_rate": learning_rate,
         "schedule": schedule,
+        "mode": mode,
         "consistency": consistency,
         "bound": bound,
         "quorum": quorum,
@@ -174,6 +186,7 @@ def train(
         "n_send": n_send,
         "n_fetch": n_fetch,
         "group_size": group_size,
+        "compression": None if compression is None else _compression(compression),
         "scale": _scale(scale),
         "seed": seed,
         "pool": pool,
@@ -284,6 +297,12 @@ def _columns(names: list[str] | None) -> str | tuple[str, ...] | None:
     if not split:
         usage_error("--features needs at least one column")
     return split[0] if len(split) == 1 else split
+
+
+def _compression(text: str) -> str | dict[str, Any]:
+    """A name, or a name with settings as `settings` reads them."""
+    name, *given = text.split() or [""]
+    return {**settings(given, "a setting of --compression"), "name": name} if given else name
 
 
 def _sizes(text: str) -> tuple[int, ...]:

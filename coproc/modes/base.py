@@ -12,18 +12,24 @@ and is found by its file name: nothing else has to be changed to add one.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coproc.compression import Compression
 from coproc.errors import ConfigError, ModelExists
+from coproc.exchange import ExchangeSpec, Pulled
+from coproc.pools.base import Pool
+from coproc.worker import WorkerReport, WorkerTask, never
 
-Flat = NDArray[np.float32]
+# Files of this folder that several modes are made of.
+_PARTS = {"base", "vectors", "lockstep"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Capabilities:
     """Names of the rules of consistency it knows: "bsp", "quorum", "ssp", "asp"."""
 
     exactly_once: bool
-    """A push is in the model once, whatever is retried or killed."""
+    """A push is in the model once, whatever worker is killed and whatever task is tried again."""
 
     whole_versions: bool
     """A pull is one whole version, never parts of two."""
@@ -42,19 +48,23 @@ class Capabilities:
     elastic: bool
     """Workers may come late, leave and be replaced; no gang of tasks is needed."""
 
+    same_answer: bool = True
+    """Synchronous, it gives what one process gives with the same batches."""
+
     checkpoints: bool = False
     """Writes checkpoints, and goes on from one."""
 
+    compression: bool = False
+    """Sends gradients and parameters with fewer bytes, if told to."""
 
-@dataclass(frozen=True)
-class ExchangeSpec:
-    """How a task opens its exchange. Names and numbers only: it travels as JSON."""
+    survives_server: bool = True
+    """What was acknowledged is there after a kill of the process that has the model, and the run goes on."""
 
-    mode: str
-    """Name of the mode's file."""
+    pools: frozenset[str] = frozenset({"inline", "processes", "spark"})
+    """Names of the pools that it runs on."""
 
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """What the mode's `open_exchange` needs: addresses, a token, the model's name."""
+    needs: tuple[str, ...] = ()
+    """Packages that the driver must have besides; the extra that brings them has the mode's name."""
 
 
 @dataclass(frozen=True)
@@ -91,74 +101,21 @@ class ModeSettings:
     tls_authority: str | None = None
     """A PEM file of whom to trust, on every worker's host, where the servers speak TLS."""
 
+    compression: Compression | None = None
+    """Of what travels between hosts; None: it travels as it is."""
 
-class Pulled(Protocol):
-    """One whole version of the model, as a worker sees it."""
+    host: str | None = None
+    """Address of the driver's host that the workers reach, for what a mode starts there; None: the one on the way to
+    the tier."""
 
-    @property
-    def version(self) -> int: ...
+    tau: int = 10
+    """`localsgd`: steps of a worker from one averaging to the next."""
 
-    @property
-    def flat(self) -> Flat:
-        """The parameters (P,), read-only. May be a view that is valid only until the worker's next push."""
-        ...
+    combine: Literal["mean", "best"] = "mean"
+    """`localsgd`: the mean of the workers' parameters, weighted by rows; or those of the smallest loss."""
 
-
-class Pushed(Protocol):
-    """The receipt of one push."""
-
-    @property
-    def step(self) -> int: ...
-
-    @property
-    def duplicate(self) -> bool:
-        """Another attempt's push of this step is in the model, not this one."""
-        ...
-
-    @property
-    def version_read(self) -> int: ...
-
-
-class Exchange(Protocol):
-    """Worker face: one attempt's connection to the model. Used by one thread."""
-
-    @property
-    def next_step(self) -> int:
-        """The step to continue from: where this worker, in whatever attempt, has got to."""
-        ...
-
-    @property
-    def version(self) -> int:
-        """The newest version of the model there is now. Cheap: no copy, no wait."""
-        ...
-
-    def pull(self, *, timeout_s: float) -> Pulled:
-        """The newest version this worker may read now; waits while the rule of consistency says so."""
-        ...
-
-    def gradient(self, *, timeout_s: float) -> Flat:
-        """The vector (P,) in which the next gradient is born; waits for a free one. Overwrite all of it."""
-        ...
-
-    def push(self, *, step: int, examples: int, loss: float, timeout_s: float) -> Pushed:
-        """Commit what is in `gradient()`, finite and the mean over `examples` examples. Returns when acknowledged."""
-        ...
-
-    def skip(self, *, step: int, timeout_s: float) -> None:
-        """Take part in this step without a gradient."""
-        ...
-
-    def leave(self) -> None:
-        """End of this worker's data, for now: nobody waits for it any more."""
-        ...
-
-    def close(self) -> None:
-        """Give everything back; the worker stays a member, another task may continue it. Idempotent."""
-        ...
-
-    def abort(self) -> None:
-        """As `close`, now and without a promise that anything was sent. Idempotent."""
-        ...
+    storage_url: str | None = None
+    """`storage`: a folder at any URL that fsspec knows and all hosts reach; None: in the tier."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +145,17 @@ class Mode(Protocol):
         """What a task needs to open its exchange."""
         ...
 
+    def run(self, pool: Pool, tasks: Sequence[WorkerTask], *, stop: Callable[[], bool] = never) -> list[WorkerReport]:
+        """Train one group: what these tasks say, on `pool`; the reports in the order of the tasks. Blocks.
+
+        Where workers meet the model by themselves, that is `pool.run`; where the driver has a part in each step, it
+        is several jobs.
+
+        Raises:
+            As `Pool.run`.
+        """
+        ...
+
     def snapshot(self, *, timeout_s: float) -> Pulled:
         """One whole version that contains what was acknowledged before the call. A copy: it stays."""
         ...
@@ -210,9 +178,9 @@ class Mode(Protocol):
 
 
 def names() -> list[str]:
-    """Names of all modes: the files of this folder."""
+    """Names of all modes: the files of this folder that are one."""
     folder = str(Path(__file__).parent)
-    return sorted(module.name for module in pkgutil.iter_modules([folder]) if module.name != "base")
+    return sorted(module.name for module in pkgutil.iter_modules([folder]) if module.name not in _PARTS)
 
 
 def load(name: str) -> Any:
@@ -226,17 +194,22 @@ def load(name: str) -> Any:
     return importlib.import_module(f"coproc.modes.{name}")
 
 
+def require_packages(name: str, capabilities: Capabilities) -> None:
+    """Raises ConfigError, with the install line, where a mode's packages are not installed here."""
+    lacking = [package for package in capabilities.needs if importlib.util.find_spec(package) is None]
+    if lacking:
+        raise ConfigError(f"the mode {name!r} needs {' and '.join(lacking)}: pip install 'coproc[{name}]'")
+
+
 def taken(model: str, address: str, token: str | None) -> ModelExists:
     """The error for a name that another run's model has; with how to free it."""
-    imports, given = ("coproc, os", ", token=os.environ['COPROC_TOKEN']") if token is not None else ("coproc", "")
-    delete = f"import {imports}; coproc.connect('{address}'{given}).model('{model}').delete()"
     return ModelExists(
         f"there is a model {model!r} at {address} already, of another run that goes on or was left: choose another "
-        f'name with --model, or delete that one: python -c "{delete}"'
+        f"name with --model, or delete that one: {deletion(model, address, token)}"
     )
 
 
-def open_exchange(spec: ExchangeSpec, worker: int, *, timeout_s: float) -> Exchange:
-    """Join the run described by `spec` as `worker`. One or two round trips."""
-    exchange: Exchange = load(spec.mode).open_exchange(spec, worker, timeout_s=timeout_s)
-    return exchange
+def deletion(model: str, address: str, token: str | None) -> str:
+    """The command that deletes a model that was left."""
+    imports, given = ("coproc, os", ", token=os.environ['COPROC_TOKEN']") if token is not None else ("coproc", "")
+    return f"python -c \"import {imports}; coproc.connect('{address}'{given}).model('{model}').delete()\""

@@ -6,26 +6,27 @@ of the model goes through the driver.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from coproc.client import Client, connect
+from coproc.compression import from_config
 from coproc.errors import CoprocError, ModelExists, ModelNotFound, Timeout, Unreachable
+from coproc.exchange import Exchange, ExchangeSpec
+from coproc.layout import Flat
 from coproc.model import Model, Snapshot, Worker
-from coproc.modes.base import (
-    Capabilities,
-    Exchange,
-    ExchangeSpec,
-    Flat,
-    Mode,
-    ModeSettings,
-    ModeStatus,
-    taken,
-)
+from coproc.modes.base import Capabilities, Mode, ModeSettings, ModeStatus, taken
+from coproc.pools.base import Pool
+from coproc.worker import WorkerReport, WorkerTask, never
 from storage_tier.wire import trust
 
 if TYPE_CHECKING:
     from coproc.near import Receipt
+
+# How often a group looks whether its model went back to a checkpoint.
+_LOOK_S = 1.0
 
 CAPABILITIES = Capabilities(
     consistencies=frozenset({"bsp", "quorum", "ssp", "asp"}),
@@ -33,6 +34,7 @@ CAPABILITIES = Capabilities(
     whole_versions=True,
     elastic=True,
     checkpoints=True,
+    compression=True,
 )
 
 
@@ -77,7 +79,21 @@ class CoprocMode:
     def exchange_spec(self) -> ExchangeSpec:
         settings = self._settings
         names = ("address", "token", "tls_authority", "model")
-        return ExchangeSpec("coproc", {name: getattr(settings, name) for name in names})
+        plain = {name: getattr(settings, name) for name in names}
+        compression = None if settings.compression is None else settings.compression.to_config()
+        return ExchangeSpec("coproc", {**plain, "compression": compression})
+
+    def run(self, pool: Pool, tasks: Sequence[WorkerTask], *, stop: Callable[[], bool] = never) -> list[WorkerReport]:
+        """One job: the workers find the model by themselves.
+
+        Should the model lose its memory meanwhile, it goes back to a checkpoint, and what tasks that were over had
+        pushed since is missing: then all tasks run again, each from where the model says.
+        """
+        life = _Life(self.model)
+        reports = pool.run(tasks, stop=lambda: stop() or life.is_over())
+        if stop() or not life.is_over(at_once=True):
+            return reports
+        return [*(replace(report, stopped=False) for report in reports), *self.run(pool, tasks, stop=stop)]
 
     def snapshot(self, *, timeout_s: float) -> Snapshot:
         return self.model.snapshot(timeout_s)
@@ -117,6 +133,28 @@ class CoprocMode:
             client.close()
 
 
+class _Life:
+    """The time in which a model does not lose its memory. Thread-safe enough: who asks twice is told the same."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._epoch = model.status().epoch
+        self._look_at_s = 0.0
+        self._over = False
+
+    def is_over(self, at_once: bool = False) -> bool:
+        """Whether the model went back to a checkpoint. Asks its server once a second, and not while that is down."""
+        now = time.monotonic()
+        if not self._over and (at_once or now >= self._look_at_s):
+            try:
+                self._over = self._model.status().epoch != self._epoch
+            except (Unreachable, Timeout):
+                if at_once:
+                    raise
+            self._look_at_s = time.monotonic() + _LOOK_S
+        return self._over
+
+
 @dataclass
 class CoprocExchange:
     """Worker face: one attempt that has joined the model."""
@@ -140,8 +178,8 @@ class CoprocExchange:
     def gradient(self, *, timeout_s: float) -> Flat:
         return self.worker.gradient(timeout_s)
 
-    def push(self, *, step: int, examples: int, loss: float, timeout_s: float) -> Receipt:
-        return self.worker.push(step=step, examples=examples, loss=loss, timeout_s=timeout_s, finite=True)
+    def push(self, *, step: int, examples: int, loss: float, timeout_s: float, last: bool) -> Receipt:
+        return self.worker.push(step=step, examples=examples, loss=loss, timeout_s=timeout_s, finite=True, flush=last)
 
     def skip(self, *, step: int, timeout_s: float) -> None:
         self.worker.skip(step, timeout_s)
@@ -176,7 +214,9 @@ def open_exchange(spec: ExchangeSpec, worker: int, *, timeout_s: float) -> Excha
     given = spec.settings
     client = connect(given["address"], token=given["token"], tls=trust(given["tls_authority"]))
     try:
-        return CoprocExchange(client, client.model(given["model"]).join(worker, timeout_s=timeout_s))
+        compression = None if given["compression"] is None else from_config(given["compression"])
+        model = client.model(given["model"])
+        return CoprocExchange(client, model.join(worker, compression=compression, timeout_s=timeout_s))
     except BaseException:
         client.close()
         raise

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import coproc.errors
 from coproc.errors import ConfigError, CoprocError, ServerError
 from coproc.wire import as_coproc
-from coproc.worker import WorkerReport, WorkerTask, never
+from coproc.worker import WorkerReport, WorkerTask, never, run_worker
 from storage_tier.errors import TierError
 
 # A worker is one unit of parallelism: several BLAS threads in each would fight for the same cores.
@@ -56,6 +57,21 @@ class Pool(Protocol):
         """
         ...
 
+    def call(self, function: str, arguments: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Call a function of the project in a task for each of `arguments`; what they return, in that order.
+
+        A task whose process dies is called again, up to 4 times in all, and may have died at any point: what it does
+        has to bear that.
+
+        Args:
+            function: "module:name" below `coproc.`; it takes and returns what JSON can say. Small: no vectors.
+            arguments: its keyword arguments, for each task.
+
+        Raises:
+            CoprocError: the first failure, as the function raised it.
+        """
+        ...
+
     def close(self) -> None:
         """End every process this pool started. Idempotent."""
         ...
@@ -73,6 +89,29 @@ def require_slots(pool: Pool, workers_count: int) -> None:
             f"{pool.name!r} has {pool.slots} slot{'s' if pool.slots != 1 else ''}: they would wait for each "
             f"other for ever. Use --workers {pool.slots}, more slots, or --consistency asp"
         )
+
+
+def call_text(function: str, arguments: Mapping[str, Any]) -> str:
+    """A call as a task's line. A `WorkerTask` is its own."""
+    return json.dumps({"function": function, "arguments": arguments}, separators=(",", ":"))
+
+
+def perform(text: str, stop: Callable[[], bool] = never, run_task: Callable[..., WorkerReport] = run_worker) -> str:
+    """Do what a task's line says, in this thread; the answer as a line of JSON.
+
+    Args:
+        run_task: `run_task(task, stop=…)` does a `WorkerTask`.
+
+    Raises:
+        ConfigError: a function that is not of this project; else what was raised in there.
+    """
+    told = json.loads(text)
+    if "function" not in told:
+        return run_task(WorkerTask.from_json(text), stop=stop).to_json()
+    module, _, name = str(told["function"]).partition(":")
+    if not module.startswith("coproc.") or not name:
+        raise ConfigError(f"a task calls functions of coproc, as coproc.module:name, and not {told['function']!r:.100}")
+    return json.dumps(getattr(importlib.import_module(module), name)(**told["arguments"]))
 
 
 def failure_text(error: BaseException) -> str:

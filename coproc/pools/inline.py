@@ -5,11 +5,19 @@ One Python interpreter computes for all of them, so this pool is not about speed
 
 from __future__ import annotations
 
+import functools
+import json
+import operator
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from coproc.errors import CoprocError
+from coproc.layout import Flat
+from coproc.pools.base import call_text, perform
 from coproc.worker import WorkerReport, WorkerTask, never, run_worker
+
+T = TypeVar("T")
 
 
 class InlinePool:
@@ -28,25 +36,58 @@ class InlinePool:
 
     def run(self, tasks: Sequence[WorkerTask], *, stop: Callable[[], bool] = never) -> list[WorkerReport]:
         """As `Pool.run`; an exception of a task is final, for no process died."""
+
+        def one(task: WorkerTask, asked: Callable[[], bool]) -> WorkerReport:
+            return self._run_task(task, stop=asked)
+
+        return self._at_once(one, tasks, stop)
+
+    def call(self, function: str, arguments: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """As `Pool.call`; an exception is final."""
+        texts = [call_text(function, each) for each in arguments]
+        return [json.loads(answer) for answer in self._at_once(lambda text, asked: perform(text), texts, never)]
+
+    def aggregate(
+        self,
+        vector: Flat,
+        function: Callable[[Flat, str, Callable[[WorkerTask], WorkerReport]], tuple[Flat | None, str]],
+        arguments: Sequence[str],
+        *,
+        stop: Callable[[], bool] = never,
+    ) -> tuple[Flat | None, list[str], int]:
+        """As `SparkPool.aggregate`, with all vectors added up here, in order."""
+
+        def one(argument: str, asked: Callable[[], bool]) -> tuple[Flat | None, str]:
+            return function(vector, argument, functools.partial(self._run_task, stop=asked))
+
+        given = self._at_once(one, arguments, stop)
+        vectors = [each for each, _ in given if each is not None]
+        total = functools.reduce(operator.iadd, vectors) if vectors else None
+        return total, [text for _, text in given], sum(each.nbytes for each in vectors)
+
+    def _at_once(
+        self, do: Callable[[Any, Callable[[], bool]], T], arguments: Sequence[Any], stop: Callable[[], bool]
+    ) -> list[T]:
+        """`do(argument, stop)` of each, in a thread each; what they return, in order."""
         failed = threading.Event()
-        reports: dict[int, WorkerReport] = {}
+        answers: dict[int, T] = {}
         errors: list[BaseException] = []
         seats = threading.Semaphore(self._slots_count)
 
         def asked() -> bool:
             return failed.is_set() or stop()
 
-        def one(index: int, task: WorkerTask) -> None:
+        def one(index: int, argument: Any) -> None:
             with seats:
                 try:
-                    reports[index] = self._run_task(task, stop=asked)
+                    answers[index] = do(argument, asked)
                 except BaseException as error:  # handed to the caller's thread, below
                     errors.append(error)
                     failed.set()
 
         threads = [
-            threading.Thread(target=one, args=(index, task), name=f"worker-{task.worker}", daemon=True)
-            for index, task in enumerate(tasks)
+            threading.Thread(target=one, args=(index, argument), name=f"task-{index}", daemon=True)
+            for index, argument in enumerate(arguments)
         ]
         for thread in threads:
             thread.start()
@@ -59,7 +100,7 @@ class InlinePool:
         if errors:
             # The first one is the cause; what follows is mostly somebody who waited for it.
             raise next((e for e in errors if isinstance(e, CoprocError)), errors[0])
-        return [reports[index] for index in range(len(tasks))]
+        return [answers[index] for index in range(len(arguments))]
 
     def close(self) -> None:
         """Nothing is kept between runs."""

@@ -9,6 +9,7 @@ PR_SET_PDEATHSIG: that fires when the *thread* ends which started the child.)
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import signal
@@ -17,11 +18,19 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from typing import IO
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import IO, Any
 
 from coproc.errors import CoprocError, ServerError
-from coproc.pools.base import ATTEMPT_LIMIT, ONE_THREAD, failure_in, failure_text, python_path
+from coproc.pools.base import (
+    ATTEMPT_LIMIT,
+    ONE_THREAD,
+    call_text,
+    failure_in,
+    failure_text,
+    perform,
+    python_path,
+)
 from coproc.worker import WorkerReport, WorkerTask, never, run_worker
 
 # A worker that was asked to stop looks at it between two steps, and twice a second where it waits.
@@ -52,8 +61,8 @@ class Child:
             start_new_session=True,  # Ctrl-C is for the driver, which stops its workers in an orderly way
         )
 
-    def run(self, task: WorkerTask, ending: threading.Event) -> WorkerReport:
-        """One task, in this thread; told to stop at once where `ending` is set already.
+    def do(self, text: str, ending: threading.Event) -> str:
+        """One task's line, in this thread, and its answer; told to stop at once where `ending` is set already.
 
         Raises:
             Died: the process ended first; the last line of its log is in the message.
@@ -63,7 +72,7 @@ class Child:
         try:
             with self._sending:
                 self._sent_count += 1
-                self._send(task.to_json())
+                self._send(text)
             if ending.is_set():
                 self.ask_to_stop()
             answer = self.process.stdout.readline().decode()
@@ -74,7 +83,7 @@ class Child:
         failure = failure_in(answer)
         if failure is not None:
             raise failure
-        return WorkerReport.from_json(answer)
+        return answer
 
     def ask_to_stop(self) -> None:
         """Ask the task that was sent last to end early. Returns at once."""
@@ -135,45 +144,55 @@ class ProcessPool:
 
     def run(self, tasks: Sequence[WorkerTask], *, stop: Callable[[], bool] = never) -> list[WorkerReport]:
         """As `Pool.run`. A child that dies is replaced; its task continues where the model says."""
-        finished: queue.SimpleQueue[tuple[int, WorkerReport | BaseException]] = queue.SimpleQueue()
+        named = [(f"worker {task.worker}", task.to_json()) for task in tasks]
+        return [WorkerReport.from_json(answer) for answer in self._do(named, stop)]
+
+    def call(self, function: str, arguments: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """As `Pool.call`. A child that dies is replaced."""
+        named = [(f"task {number}", call_text(function, each)) for number, each in enumerate(arguments)]
+        return [json.loads(answer) for answer in self._do(named, never)]
+
+    def _do(self, tasks: Sequence[tuple[str, str]], stop: Callable[[], bool]) -> list[str]:
+        """The answers to tasks, (name, line) each, in their order."""
+        finished: queue.SimpleQueue[tuple[int, str | BaseException]] = queue.SimpleQueue()
         ending = threading.Event()
 
-        def one(index: int, task: WorkerTask) -> None:
+        def one(index: int, name: str, text: str) -> None:
             with self._seats:
                 try:
-                    finished.put((index, self._attempts(index, task, ending)))
+                    finished.put((index, self._attempts(index, name, text, ending)))
                 except BaseException as error:  # raised again in the caller's thread, below
                     finished.put((index, error))
 
         threads = [
-            threading.Thread(target=one, args=(index, task), name=f"task-{task.worker}", daemon=True)
-            for index, task in enumerate(tasks)
+            threading.Thread(target=one, args=(index, name, text), name=name, daemon=True)
+            for index, (name, text) in enumerate(tasks)
         ]
         for thread in threads:
             thread.start()
-        reports: dict[int, WorkerReport] = {}
+        answers: dict[int, str] = {}
         failure: BaseException | None = None
         try:
-            while len(reports) < len(tasks) and failure is None:
+            while len(answers) < len(tasks) and failure is None:
                 try:
                     index, outcome = finished.get(timeout=LOOK_S)
                 except queue.Empty:
                     if stop() and not ending.is_set():
                         self._end_all(ending)
                     continue
-                if isinstance(outcome, WorkerReport):
-                    reports[index] = outcome
+                if isinstance(outcome, str):
+                    answers[index] = outcome
                 else:
                     failure = outcome
         finally:
-            if failure is not None or len(reports) < len(tasks):
+            if failure is not None or len(answers) < len(tasks):
                 self._end_all(ending)
                 self._join_or_kill(threads)
         if failure is not None:
             raise failure
         for thread in threads:
             thread.join()
-        return [reports[index] for index in range(len(tasks))]
+        return [answers[index] for index in range(len(tasks))]
 
     def close(self) -> None:
         """End every child. Idempotent."""
@@ -188,14 +207,14 @@ class ProcessPool:
             except queue.Empty:
                 return
 
-    def _attempts(self, index: int, task: WorkerTask, ending: threading.Event) -> WorkerReport:
+    def _attempts(self, index: int, name: str, text: str, ending: threading.Event) -> str:
         deaths: list[str] = []
         while len(deaths) < ATTEMPT_LIMIT:
             child = self._take()
             with self._lock:
                 self._busy[index] = child
             try:
-                report = child.run(task, ending)
+                answer = child.do(text, ending)
             except Died as death:
                 deaths.append(str(death))
                 self._give(index, child, alive=False)
@@ -209,9 +228,9 @@ class ProcessPool:
                 self._give(index, child, alive=False)
                 raise
             self._give(index, child, alive=True)
-            return report
+            return answer
         raise ServerError(
-            f"worker {task.worker} died {len(deaths)} time{'s' if len(deaths) != 1 else ''} ({deaths[-1]}); "
+            f"{name} died {len(deaths)} time{'s' if len(deaths) != 1 else ''} ({deaths[-1]}); "
             "SIGKILL mostly means that the machine has too little memory: use fewer workers"
         )
 
@@ -280,7 +299,7 @@ def main() -> None:
     while True:
         text, stop = inbox.tasks.get()
         try:
-            answer = run_worker(WorkerTask.from_json(text), stop=stop.is_set).to_json()
+            answer = perform(text, stop.is_set, run_worker)
         except Exception as error:
             if not isinstance(error, CoprocError):
                 traceback.print_exc()

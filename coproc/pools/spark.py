@@ -7,13 +7,18 @@ task that dies is retried by Spark, and continues where the model says. Works on
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import queue
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from coproc.errors import ServerError
-from coproc.pools.base import failure_in, failure_text, quiet
+import numpy as np
+
+from coproc.errors import ServerError, Unsupported
+from coproc.layout import Flat
+from coproc.pools.base import call_text, failure_in, failure_text, perform, quiet
 from coproc.worker import WorkerReport, WorkerTask, never, run_worker
 
 if TYPE_CHECKING:
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 Body = Callable[[Iterator["pa.RecordBatch"]], Iterator["pa.RecordBatch"]]
-REPORT_COLUMNS = "task long, report string"
+ANSWER_COLUMNS = "task long, answer string"
 
 LOOK_S = 0.1
 
@@ -54,13 +59,59 @@ class SparkPool:
 
     def run(self, tasks: Sequence[WorkerTask], *, stop: Callable[[], bool] = never) -> list[WorkerReport]:
         """As `Pool.run`. A stop cancels the job: a task in progress is then missing from the reports."""
-        texts = [task.to_json() for task in tasks]
+        return [WorkerReport.from_json(answer) for answer in self._do([task.to_json() for task in tasks], stop)]
+
+    def call(self, function: str, arguments: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """As `Pool.call`. One job."""
+        return [json.loads(answer) for answer in self._do([call_text(function, each) for each in arguments], never)]
+
+    def _do(self, texts: Sequence[str], stop: Callable[[], bool]) -> list[str]:
+        """The answers to tasks' lines, in their order; one job."""
         if not texts:
             return []
         frame = self.session.range(0, len(texts), 1, numPartitions=len(texts))
-        rows = self.map_in_arrow(frame, training_task(texts), REPORT_COLUMNS, stop=stop)
-        by_task = {int(row["task"]): WorkerReport.from_json(row["report"]) for row in rows}
+        rows = self.map_in_arrow(frame, told(texts), ANSWER_COLUMNS, stop=stop)
+        by_task = {int(row["task"]): str(row["answer"]) for row in rows}
         return [by_task[index] for index in sorted(by_task)]
+
+    def aggregate(
+        self,
+        vector: Flat,
+        function: Callable[[Flat, str, Callable[[WorkerTask], WorkerReport]], tuple[Flat | None, str]],
+        arguments: Sequence[str],
+        *,
+        stop: Callable[[], bool] = never,
+    ) -> tuple[Flat | None, list[str], int]:
+        """Broadcast `vector` and call `function(vector, argument, run_task)` in a task for each argument: one job.
+
+        The vectors that come out are added up by Spark's `treeAggregate`, of depth 2, and the broadcast is destroyed,
+        everywhere, before this returns.
+
+        Returns:
+            The sum, None if there was no vector; the texts that came out, in order, [] when it was stopped; the bytes
+            of vectors that came to this process.
+
+        Raises:
+            Unsupported: this session has no broadcasts. CoprocError: as `map_in_arrow`.
+        """
+        try:
+            context = self.session.sparkContext
+        except Exception:
+            raise Unsupported("Spark Connect has no broadcasts: use a classic session, or another mode") from None
+        add, texts = Add(), list(arguments)
+        with quiet():
+            sent: Any = context.broadcast(vector)
+            try:
+                # None and not a vector of zeros: that would travel with the code of every task (SPARK-18471).
+                numbers: Any = context.parallelize(range(len(texts)), len(texts))
+                one = functools.partial(_part, sent, function, texts)
+                found = run_job(self.session, lambda: [numbers.treeAggregate(None, one, add)], stop)
+            finally:
+                sent.destroy(blocking=True)
+        if not found:
+            return None, [], 0
+        part: Part = found[0]
+        return part.total, [part.answers[number] for number in range(len(texts))], part.size_bytes + add.bytes
 
     def map_in_arrow(self, frame: DataFrame, body: Body, schema: str, *, stop: Callable[[], bool] = never) -> list[Any]:
         """Run `body` over each partition of `frame` and collect the rows it yields; few and small ones.
@@ -148,20 +199,55 @@ def sentence(error: BaseException) -> BaseException:
     return ServerError(f"a Spark job failed: {(first or type(error).__name__)[:500]}")
 
 
-def training_task(texts: Sequence[str]) -> Body:
-    """The body of a job whose input rows are the numbers of tasks."""
+def told(texts: Sequence[str]) -> Body:
+    """The body of a job whose input rows are the numbers of tasks, with these lines."""
 
     def body(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
-        schema = pa.schema([("task", pa.int64()), ("report", pa.string())])
-        # Drained first: nothing of the JVM waits while the task trains.
+        schema = pa.schema([("task", pa.int64()), ("answer", pa.string())])
+        # Drained first: nothing of the JVM waits while the task works.
         numbers = [number for batch in batches for number in batch.column(0).to_pylist()]
         for number in numbers:
-            report = run_worker(WorkerTask.from_json(texts[number])).to_json()
-            yield pa.RecordBatch.from_pylist([{"task": number, "report": report}], schema=schema)
+            answer = perform(texts[number])
+            yield pa.RecordBatch.from_pylist([{"task": number, "answer": answer}], schema=schema)
 
     return body
+
+
+class Part(NamedTuple):
+    """What some tasks of an aggregation gave together."""
+
+    total: Flat | None
+    answers: dict[int, str]
+
+    @property
+    def size_bytes(self) -> int:
+        return 0 if self.total is None else self.total.nbytes
+
+
+class Add:
+    """Puts two parts together, into the first. The driver's own counts what came to the driver."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        """Of vectors that were added to others."""
+
+    def __call__(self, left: Part, right: Part) -> Part:
+        total = left.total if left.total is not None else right.total
+        if left.total is not None and right.total is not None:
+            total = np.add(left.total, right.total, out=left.total)
+            self.bytes += right.size_bytes
+        return Part(total, {**left.answers, **right.answers})
+
+
+def _part(sent: Any, function: Callable[..., tuple[Flat | None, str]], texts: Sequence[str], _: None, n: int) -> Part:
+    """What one task of an aggregation does: of each partition the one number."""
+    try:
+        total, text = function(sent.value, texts[n], run_worker)
+    except Exception as error:
+        raise RuntimeError(failure_text(error)) from error
+    return Part(total, {n: text})
 
 
 def guarded(job_id: str, body: Body) -> Body:

@@ -34,7 +34,17 @@ from coproc.training.measuring import measure
 from coproc.training.opening import is_frame, is_table, open_pool
 from coproc.training.output import MODEL, Output, checksum, versions
 from coproc.training.plan import make_plan, require_mode, tasks_of_group
-from coproc.training.resume import Place, check_data, check_settings, history_before, recorded
+from coproc.training.resume import (
+    Place,
+    check_data,
+    check_settings,
+    history_before,
+    identity_of,
+    own_name,
+    recorded,
+    require_own,
+    take_over,
+)
 from coproc.wire import as_coproc
 from coproc.worker import never
 from storage_tier.errors import TierError
@@ -139,7 +149,9 @@ class Run:
             self.before = recorded(output)
             check_settings(self.before, config)
             self.run = self.before["run"]
-        self.model = config.model or f"train-{self.run}"
+        self.model = config.model or own_name(self.run)
+        self.identity = ""
+        """Of the model, where it is known."""
         self.output = Output(output, resume) if output is not None else None
         self.checkpoints = self._checkpoints_url()
 
@@ -175,6 +187,7 @@ class Run:
                 consistency=config.consistency_rule(),
                 shards=config.shards,
                 tls_authority=config.tls_authority,
+                compression=config.compression_rule(),
                 checkpoints=config.checkpoint_rule() if place is not None else None,
             ),
         )
@@ -183,6 +196,8 @@ class Run:
         if self.output is not None:
             if self.before is not None:
                 first_epoch = self._go_on(self.output, mode, outcome, first_epoch)
+            with destination.open() as tier:
+                self.identity = identity_of(tier, self.model)
             self.output.run(self._facts(plan, ingested))
         fit = Fit(
             plan=plan,
@@ -230,7 +245,7 @@ class Run:
     def _place(self, destination: Destination) -> Place | None:
         if self.checkpoints is None:
             return None
-        place = Place(destination.open(), self.model, self.checkpoints)
+        place = Place(destination.open(), self.model, self.checkpoints, again=self.before is not None)
         self.stack.callback(place.close)
         return place
 
@@ -238,10 +253,16 @@ class Run:
         """(the model, new or from the newest whole checkpoint; the epoch, 0 the first, that is open)."""
         if self.before is None:
             return self.mode_module.start(settings), 0
+        if place is None:
+            raise ConfigError(
+                f"run {self.run} wrote no checkpoints. If its model is still there, name a place for one "
+                "(--checkpoints URL), and it goes on from what the model is now"
+            )
+        take_over(settings)
         broken = ""
-        for path in place.newest_first() if place is not None else ():
+        for path in place.newest_first():
             try:
-                first_epoch = place.epoch_of(path, plan) if place is not None else 0
+                first_epoch = place.epoch_of(path, plan)
                 return self.mode_module.start(dataclasses.replace(settings, restore=path)), first_epoch
             except CorruptCheckpoint as error:
                 broken = broken or f". The newest cannot be used: {error}"
@@ -268,7 +289,9 @@ class Run:
             self._tell(f"connecting to {config.address}")
             # Asked now: a wrong address, a wrong token, a taken name are to be said before Spark starts.
             with connect(config.address, token=config.token, tls=trust(config.tls_authority)) as client:
-                if config.model is not None and config.model in client.models():
+                if self.before is not None:
+                    require_own(client, self.model, self.before, config)
+                elif config.model is not None and config.model in client.models():
                     raise taken(config.model, config.address, config.token)
             return config.address, config.token
         self._tell("starting the cluster")
@@ -346,6 +369,7 @@ class Run:
         config = self.config
         return {
             "run": self.run,
+            "identity": self.identity,
             "config": config.to_json_values(),
             "backend": plan.backend.spec(),
             "learning_rate": config.rate,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coproc import optim
+from coproc.compression import Compression, as_compression, from_config
 from coproc.consistency import MOST_BSP_WORKERS, Asp, Bsp, Consistency, Quorum, Ssp
 from coproc.data.base import Kind
 from coproc.errors import ConfigError
@@ -115,6 +116,12 @@ class TrainConfig:
     group_size: int | None = None
     """Pushes a task before it ends and another continues; None: an epoch, so that tasks are few."""
 
+    compression: Compression | str | Mapping[str, Any] | None = None
+    """Of gradients and parameters between hosts: bf16, fp16, int8, topk, one of `coproc.compression`, or its config;
+    None: all bytes. On the servers' host nothing travels, and it changes nothing. What is left out of a push is in the
+    worker's next one; the last of a task sends all, and the first pull gets all, so a group wants many pushes. A worker
+    that is killed takes what it has left out along."""
+
     scale: float | None = None
     """Features are divided by it; None: 255 if they are bytes, else 1."""
 
@@ -207,6 +214,7 @@ class TrainConfig:
             except ConfigError as error:
                 raise ConfigError(f"--model {self.model!r:.200}: {error}") from None
         self.consistency_rule()
+        self.compression_rule()
         self._check_rate()
         self.checkpoint_rule()
         if self.consistency in ROUNDS and self.batches_per_fetch != self.n_send:
@@ -249,6 +257,14 @@ class TrainConfig:
             return Asp()
         return Ssp(bound=DEFAULT_BOUND if self.bound is None else self.bound)
 
+    def compression_rule(self) -> Compression | None:
+        """The compression as the cluster takes it."""
+        given = self.compression
+        try:
+            return from_config(given) if isinstance(given, Mapping) else as_compression(given)
+        except ConfigError as error:
+            raise ConfigError(f"--compression: {error}") from None
+
     def checkpoint_rule(self) -> Checkpoints:
         """When the cluster writes checkpoints, where it has a place for them."""
         every_s = self.checkpoint_s
@@ -272,7 +288,9 @@ class TrainConfig:
 
     def to_json_values(self) -> dict[str, Any]:
         """All settings but the token."""
-        return {name: value for name, value in asdict(self).items() if name != "token"}
+        compression = self.compression_rule()
+        told = None if compression is None else compression.to_config()
+        return {**{name: value for name, value in asdict(self).items() if name != "token"}, "compression": told}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from coproc.errors import CoprocError, Diverged, Unreachable
-from coproc.modes.base import Mode, ModeStatus, Pulled
+from coproc.exchange import Pulled
+from coproc.modes.base import Mode, ModeStatus
 from coproc.pools.base import Pool
 from coproc.training.base import EpochRow, Flat, Plan, Progress
 from coproc.worker import EpochReport, WorkerReport, WorkerTask
@@ -93,7 +94,7 @@ class Fit:
         with Watch(self.mode, plan, epoch, self.on_progress) as watch:
             for group in range(plan.groups_per_epoch):
                 tasks = self.tasks_of(epoch, group)
-                reports = self.pool.run(tasks, stop=lambda: self.stop() or watch.lost is not None)
+                reports = self.mode.run(self.pool, tasks, stop=lambda: self.stop() or watch.lost is not None)
                 add_up(total, reports)
                 if watch.lost is not None:
                     raise watch.lost

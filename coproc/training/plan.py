@@ -6,8 +6,9 @@ from pathlib import Path
 
 from coproc import grads
 from coproc.errors import ConfigError, OutOfMemory
+from coproc.exchange import ExchangeSpec
 from coproc.ingest import Destination, Ingested
-from coproc.modes.base import Capabilities, ExchangeSpec
+from coproc.modes.base import Capabilities, require_packages
 from coproc.shared.published import Published
 from coproc.training.base import ROUNDS, Plan, TrainConfig
 from coproc.worker import DataSpec, WorkerTask
@@ -107,6 +108,13 @@ def require_mode(config: TrainConfig, capabilities: Capabilities) -> None:
         raise ConfigError(
             f"the mode {config.mode!r} can be {', '.join(sorted(capabilities.consistencies))}, not {config.consistency}"
         )
+    if config.compression_rule() is not None and not capabilities.compression:
+        raise ConfigError(f"the mode {config.mode!r} has no compression: leave out --compression")
+    if config.pool not in capabilities.pools:
+        raise ConfigError(
+            f"the mode {config.mode!r} runs on --pool {' or '.join(sorted(capabilities.pools))}, not {config.pool}"
+        )
+    require_packages(config.mode, capabilities)
 
 
 def tasks_of_group(

@@ -107,6 +107,10 @@ def test_help_names_every_command():
         (["train", "--hidden", "8,0"], "--hidden sizes must be at least 1, not 0"),
         (["train", "--bound", "3"], "--bound 3 goes with --consistency ssp"),
         (["train", "--n-fetch", "2"], "--n-fetch must equal --n-send, not 2 and 1"),
+        (["train", "--compression", "gzip"], "no compression is called 'gzip'; there are none, bf16, fp16, int8, topk"),
+        (["train", "--compression", "topk fraction=2"], "fraction of TopK must be a number greater than 0 and at most"),
+        (["train", "--compression", "topk 0.1"], "a setting of --compression looks like NAME=VALUE, not '0.1'"),
+        (["train", "--compression", "bf16 bits=3"], "compression bf16 has no setting bits; it has none"),
         (["train", "--address", "http://127.0.0.1"], "coproc://HOST:PORT"),
         (["status", "127.0.0.1:1"], "coproc://HOST:PORT"),
         (["serve", "--host", "0.0.0.0"], "give it a token"),
@@ -141,7 +145,7 @@ def test_trains_on_columns_of_a_file(rows, tmp_path):
         *("train", rows, "--validation", rows, "--features", "x0,x1", "--features", "x2", "--hidden", "none"),
         *("--pool", "processes", "--epochs", 10, "--learning-rate", 0.05, "--output", tmp_path / "out"),
         *("--consistency", "asp", "--n-send", 2, "--group-size", 3, "--servers", 2),
-        *("--batch-size", 4),
+        *("--batch-size", 4, "--compression", "topk fraction=0.05"),
     )
     assert done.returncode == 0, done.stderr
     assert load_file(tmp_path / "out" / "model.safetensors")["layers.0.weight"].shape == (3, 2)
@@ -149,6 +153,7 @@ def test_trains_on_columns_of_a_file(rows, tmp_path):
     assert history[-1]["accuracy"] > 0.9
     run_facts = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run_facts["config"]["features"] == ["x0", "x1", "x2"]
+    assert run_facts["config"]["compression"] == {"name": "topk", "fraction": 0.05}
 
 
 @pytest.mark.parametrize(
@@ -331,6 +336,8 @@ def test_a_run_is_resumed(rows, tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(TIMEOUT_S) == 130
     fails(run("train", "--resume", "out", "--epochs", "5", cwd=tmp_path), "--epochs cannot be given", code=2)
+    refused = run("train", "--resume", "out", "--compression", "bf16", cwd=tmp_path)
+    fails(refused, "--compression cannot be given", code=2)
     fails(run("train", "--resume", "nowhere", cwd=tmp_path), "no run in nowhere")
     done = run("train", "--resume", "out", "--pool", "inline", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

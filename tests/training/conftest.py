@@ -50,6 +50,8 @@ class FakeModel:
         self.left: set[int] = set()
         self.joins: list[int] = []
         self.calls: list[tuple] = []
+        self.lasts: list[bool] = []
+        """Of each push, whether it was said to be the last."""
         self.changed = threading.Condition()
         # Of each worker what it has given and no round has taken yet: several, where it skips.
         self._given: dict[int, deque[tuple[int, np.ndarray | None]]] = defaultdict(deque)
@@ -129,12 +131,13 @@ class FakeExchange:
     def gradient(self, *, timeout_s: float) -> np.ndarray:
         return self._slot
 
-    def push(self, *, step: int, examples: int, loss: float, timeout_s: float) -> FakeReceipt:
+    def push(self, *, step: int, examples: int, loss: float, timeout_s: float, last: bool) -> FakeReceipt:
         if self.expire_at == step:
             raise LeaseExpired("taken back")
         if not np.isfinite(self._slot).all():
             raise PushRejected("not finite")
         taken = self.model.commit(self.worker, step, examples, self._slot.copy())
+        self.model.lasts.append(last)
         self._slot.fill(np.nan)
         if self._view is not None:
             self._view.fill(np.nan)

@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from coproc.errors import ConfigError, DataError, ServerError
-from coproc.modes.base import ExchangeSpec
+from coproc.exchange import ExchangeSpec
 from coproc.pools.base import failure_in, failure_text, python_path, require_slots
 from coproc.pools.inline import InlinePool
 from coproc.pools.processes import ProcessPool

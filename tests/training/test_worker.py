@@ -12,7 +12,7 @@ from coproc import grads
 from coproc.data.base import Rows
 from coproc.data.batches import Batches
 from coproc.errors import ConfigError, Diverged, LeaseExpired, PushRejected, Timeout
-from coproc.modes.base import ExchangeSpec
+from coproc.exchange import ExchangeSpec
 from coproc.worker import DataSpec, EpochReport, WorkerReport, WorkerTask, run_worker
 
 
@@ -178,12 +178,12 @@ def test_a_duplicate_counts_for_nobody_and_the_loop_goes_on_after_its_twin(fake_
         exchange = model.join(each.worker)
         push = exchange.push
 
-        def late(*, step, examples, loss, timeout_s):
+        def late(*, step, examples, loss, timeout_s, last):
             if step in twin_at:  # the twin was faster, by two steps
                 twin_at.clear()
                 for taken in (step, step + 1):
                     model.commit(0, taken, examples, np.zeros_like(model.params))
-            return push(step=step, examples=examples, loss=loss, timeout_s=timeout_s)
+            return push(step=step, examples=examples, loss=loss, timeout_s=timeout_s, last=last)
 
         exchange.push = late
         return exchange
@@ -273,13 +273,47 @@ def test_other_rejections_stay_what_they_are(fake_model):
         work(model, rows(10), task(), open_exchange=open_exchange)
 
 
-def test_stops_between_steps_when_asked(fake_model):
+def test_stops_after_a_push_that_knows_to_be_the_last(fake_model):
     model = fake_model(start())
     report, exchanges = work(model, rows(10), task(until_step=6), stop=lambda: model.version >= 2)
     assert report.stopped
-    assert report.next_step == 2
+    assert report.next_step == 3
+    assert model.lasts == [False, False, True]
     assert not model.left
     assert exchanges[0].closed
+
+
+def test_stops_at_once_before_the_first_push(fake_model):
+    model = fake_model(start())
+    report, exchanges = work(model, rows(10), task(until_step=6), stop=lambda: True)
+    assert (report.stopped, report.next_step, model.calls) == (True, 0, [])
+    assert exchanges[0].closed
+
+
+def test_who_has_done_all_steps_was_not_stopped(fake_model):
+    model = fake_model(start())
+    report, _ = work(model, rows(10), task(until_step=6), stop=lambda: model.version >= 5)
+    assert (report.stopped, report.next_step) == (False, 6)
+    assert model.left == {0}
+
+
+@pytest.mark.parametrize(
+    ("count", "changes", "lasts"),
+    [
+        (10, {"until_step": 1}, [True]),
+        (10, {"until_step": 3}, [False, False, True]),
+        (10, {"until_step": 4}, [False, False, False, True]),  # into the next epoch
+        (4, {"until_step": 3}, [True]),  # two steps are skipped after it
+        (8, {"until_step": 6}, [False, False, False, True]),
+        (0, {"until_step": 6}, []),
+        (40, {"until_step": 3, "n_send": 4, "n_fetch": 4}, [False, False, True]),
+        (20, {"until_step": 3, "n_send": 4, "n_fetch": 4}, [False, True]),
+    ],
+)
+def test_the_last_push_of_a_task_is_the_last_that_has_a_gradient(count, changes, lasts, fake_model):
+    model = fake_model(start(), bsp_workers=1)
+    work(model, rows(count), task(**changes))
+    assert model.lasts == lasts
 
 
 def test_stops_while_it_waits_for_others(fake_model):
