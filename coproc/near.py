@@ -455,7 +455,7 @@ class NearWorker:
         if words[seats.CLOSED]:
             self._refuse()
         # A twin that committed the same step at the same time and was first to say so: one of the two is dropped. Two
-        # may both be first: what is said here is a hint, and only grows.
+        # may both be first, and one that was held up in here says an old step again: it is a hint. The log decides.
         duplicate = claims[worker] >= step
         if watched:
             probe.hit("push.claim.before")

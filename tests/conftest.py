@@ -51,7 +51,16 @@ OWN_VARIABLES = ("COPROC_", "STORAGE_TIER_")
 PR_SET_CHILD_SUBREAPER = 36
 PROCESSES = 2
 LONG = [
-    *("test_exactly_once.py", "test_on_spark.py", "test_lifetimes.py", "test_commands.py", "test_measurements.py"),
+    *(
+        "test_exactly_once.py",
+        "test_on_spark_modes.py",
+        "test_on_spark.py",
+        "test_conformance.py",
+        "test_chaos.py",
+        "test_lifetimes.py",
+        "test_commands.py",
+        "test_measurements.py",
+    ),
     *("test_train.py", "test_filesystem_abstract.py"),
 ]
 """Files, in the order in which they begin."""

@@ -5,58 +5,19 @@ Gradients are constant vectors of integers and the rate is 1, as in `test_exactl
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
 from pathlib import Path
 
-import grpc
-import numpy as np
 import pytest
 
 import coproc
 from coproc import checkpoint, probe
-from coproc.v1 import coproc_pb2 as pb
 
+from . import working
 from .waiting import until
 
 POINTS = [point for point in probe.POINTS if point.startswith("checkpoint.")]
 # Of the tier, whose commit it is.
 TIER_POINTS = ["commit.seal.after", "commit.catalog.before", "commit.catalog.after"]
-
-
-class Workers:
-    """Workers 0 .. count-1, each pushing its number + 1 until it is told to stop; they outlive servers."""
-
-    def __init__(self, model, count):
-        self.failures, self.stop = [], threading.Event()
-        self.steps = [0] * count
-        self.threads = [threading.Thread(target=self._work, args=(model, n)) for n in range(count)]
-        for thread in self.threads:
-            thread.start()
-
-    def _work(self, model, number):
-        try:
-            with model.join(worker=number) as worker:
-                while not self.stop.is_set():
-                    worker.gradient(timeout_s=60)[:] = number + 1
-                    worker.push(timeout_s=60)
-                    self.steps[number] += 1
-        except BaseException as error:
-            self.failures.append(error)
-
-    def finish(self):
-        self.stop.set()
-        for thread in self.threads:
-            thread.join(90)
-            assert not thread.is_alive()
-        assert not self.failures, self.failures
-        return sum((n + 1) * steps for n, steps in enumerate(self.steps)), sum(self.steps)
-
-
-def create(client, name, size=300, **settings):
-    optimizer = coproc.optim.Momentum(1.0, momentum=0.0)
-    return client.create_model(name, params={"w": np.zeros(size, np.float32)}, optimizer=optimizer, **settings)
 
 
 def checkpoints_of(client, name):
@@ -70,7 +31,8 @@ def check_all_whole(client, name):
         with client.tier.open(path) as file:
             facts = checkpoint.read_facts(file.data, path)
         restored = client.restore(path, name="again")
-        assert (restored.snapshot().flat == -sum((w + 1) * step for w, _, step, _ in facts.ledger)).all()
+        value = working.value_at(coproc.Asp(), facts.version, working.steps_of(facts))
+        assert (restored.snapshot().flat == value).all()
         restored.delete()
         client.tier.remove(path)
     return found
@@ -80,15 +42,6 @@ def leftovers(model):
     """Files of blocks and of models on the model's first server."""
     root = Path(model.spec.home).parent.parent
     return [f for folder in ("blocks", "models") for f in (root / folder).rglob("*") if f.is_file()]
-
-
-def checkpoint_until_it_dies(model, server):
-    """One after the other. A client's call would ask again when the server is back, and its cut lift the one before."""
-    request = pb.CheckpointRequest(name=model.name, timeout_ms=500)
-    with contextlib.suppress(grpc.RpcError):
-        while True:
-            model._stub.Checkpoint(request, timeout=30)
-    assert server.wait(timeout_s=60) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
@@ -104,19 +57,20 @@ def test_its_server_killed_at(name, variable, point, size):
     with coproc.LocalCluster(environment={variable: f"{point}:3"}) as cluster:
         [server] = cluster.servers
         with coproc.connect(cluster.address) as client:
-            model = create(client, name, size, shards=2)
-            workers = Workers(model, 2)
-            checkpoint_until_it_dies(model, server)
+            model = working.create(client, name, size=size, shards=2)
+            workers = working.Workers(model)
+            working.checkpoint_until_it_dies(model, server)
+            working.assert_killed(server, point)
             del server.environment[variable]
             server.restart()
             # Further than the cut that was being made, and without the next one, which would lift it.
             goal = model.version + 100
             until(lambda: model.version > goal or workers.failures)
             last = model.checkpoint()
-            total, steps = workers.finish()
+            steps = [workers.end()] * working.COUNT
+            workers.join()
             snapshot = model.snapshot()
-            assert snapshot.version == steps
-            assert (snapshot.flat == -total).all()
+            assert (snapshot.flat == working.value_at(coproc.Asp(), snapshot.version, steps)).all()
             assert last in check_all_whole(client, name)
             model.delete()
             until(lambda: not leftovers(model))
@@ -131,15 +85,17 @@ def test_the_server_of_another_shard_killed_meanwhile(name, point):
         server.environment["COPROC_FAILPOINT"] = f"{point}:40"
         server.restart()
         with coproc.connect(cluster.address) as client:
-            model = create(client, name, shards=2)
-            workers = Workers(model, 2)
-            checkpoint_until_it_dies(model, server)
+            model = working.create(client, name, shards=2)
+            workers = working.Workers(model)
+            working.checkpoint_until_it_dies(model, server)
+            working.assert_killed(server, point)
             with pytest.raises(coproc.Timeout, match="one of its servers down"):
                 model.checkpoint(timeout_s=0.5)
             del server.environment["COPROC_FAILPOINT"]
             server.restart()
             last = model.checkpoint()
-            total, steps = workers.finish()
+            steps = [workers.end()] * working.COUNT
+            workers.join()
             snapshot = model.snapshot()
-            assert (snapshot.version, set(snapshot.flat.tolist())) == (steps, {-float(total)})
+            assert (snapshot.flat == working.value_at(coproc.Asp(), snapshot.version, steps)).all()
             assert last in check_all_whole(client, name)

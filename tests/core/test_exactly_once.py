@@ -6,18 +6,23 @@ twice or half there cannot hide.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import coproc
 from coproc import probe
+
+from . import working
 
 # A worker process: pushes `value(step)` for all steps up to `stop`, wherever an earlier attempt has stopped.
 PUSHER = """
@@ -94,14 +99,36 @@ def test_two_live_twins(client, cluster, name, shards):
     model.delete()
 
 
-WORKER_POINTS = sorted(point for point in probe.POINTS if point.startswith("push."))
-# Those of checkpoints have tests of their own.
-SERVER_POINTS = sorted(p for p in probe.POINTS if not p.startswith(("push.", "checkpoint.")))
+CONSISTENCIES = {
+    "bsp": coproc.Bsp(workers=2),
+    "ssp": coproc.Ssp(bound=3),
+    "asp": coproc.Asp(),
+    "quorum": coproc.Quorum(workers=2, count=1, late="carry"),
+}
+# Points that no push ever comes to, and where one is killed there instead.
+ELSEWHERE = {point: "test_lost_parts" for point in probe.POINTS if point.startswith("restore.")}
+PUSH_POINTS = [point for point in probe.POINTS if point.startswith("push.")]
+# Of near workers these points are in their own process; of far ones in the server's as well.
+NEAR_POINTS = [point for point in probe.POINTS if point not in {*PUSH_POINTS, *ELSEWHERE}]
+FAR_POINTS = [*PUSH_POINTS, *NEAR_POINTS]
+# Each with one rule; the others take turns.
+SOME_FAR_POINTS = {rule: FAR_POINTS[n :: len(CONSISTENCIES)] for n, rule in enumerate(CONSISTENCIES)}
 
 
-@pytest.mark.parametrize("point", WORKER_POINTS)
-@pytest.mark.parametrize("consistency", [coproc.Asp(), coproc.Bsp(workers=1)], ids=["asp", "bsp"])
-def test_a_worker_killed_at(client, cluster, name, point, consistency):
+def test_no_point_is_forgotten():
+    package = Path(coproc.__file__).parent
+    found = [re.findall(r"(?:hit|number)\(\"([a-z.]+)\"\)", path.read_text()) for path in package.rglob("*.py")]
+    assert set(itertools.chain(*found)) == set(probe.POINTS)
+    for points in ([*PUSH_POINTS, *NEAR_POINTS], FAR_POINTS, list(itertools.chain(*SOME_FAR_POINTS.values()))):
+        assert sorted([*points, *ELSEWHERE]) == sorted(probe.POINTS)
+    for point, where in ELSEWHERE.items():
+        assert point in Path(__file__).with_name(f"{where}.py").read_text()
+
+
+@pytest.mark.parametrize("point", PUSH_POINTS)
+@pytest.mark.parametrize("rule", CONSISTENCIES)
+def test_a_worker_killed_at(client, cluster, name, point, rule):
+    consistency = coproc.Bsp(workers=1) if rule == "bsp" else CONSISTENCIES[rule]
     model = create(client, name, consistency=consistency)
     first = Pusher(cluster.address, name, 0, 40, base=2, failpoint=f"{point}:17").go()
     assert first.wait() == -signal.SIGKILL
@@ -113,81 +140,79 @@ def test_a_worker_killed_at(client, cluster, name, point, consistency):
     model.delete()
 
 
-class Threads:
-    """Workers 0 .. count-1 in threads of this process; they outlive servers."""
-
-    def __init__(self, model, count, steps):
-        self.failures = []
-        self.threads = [threading.Thread(target=self._work, args=(model, n, steps)) for n in range(count)]
-        for thread in self.threads:
-            thread.start()
-
-    def _work(self, model, number, steps):
-        try:
-            with model.join(worker=number) as worker:
-                while worker.next_step < steps:
-                    worker.pull(timeout_s=60)
-                    worker.gradient(timeout_s=60)[:] = number + 1
-                    worker.push(examples=1, timeout_s=60)
-        except BaseException as error:
-            self.failures.append(error)
-
-    def finish(self):
-        for thread in self.threads:
-            thread.join(90)
-            assert not thread.is_alive()
-        assert not self.failures, self.failures
+def armed(point):
+    """Variables of a server that is to be killed there."""
+    # Later than what is left to do for the model that was there when it died at the point before.
+    hits = 3 if point.startswith("checkpoint.") else 150
+    return {"COPROC_FAILPOINT": f"{point}:{hits}"}
 
 
-@pytest.mark.parametrize("point", SERVER_POINTS)
-@pytest.mark.parametrize(
-    "consistency",
-    [coproc.Asp(), coproc.Bsp(workers=2), coproc.Quorum(workers=2, count=1, late="carry")],
-    ids=["asp", "bsp", "quorum"],
-)
-def test_a_server_killed_at(name, point, consistency):
+def killed_in_a_row(consistency, points, *, near=True, servers=1, victim=0):
+    """A server that is killed at each of the points, and comes back to be killed at the next one: a model for each."""
     with (
-        coproc.LocalCluster(environment={"COPROC_FAILPOINT": f"{point}:5"}) as cluster,
-        coproc.connect(cluster.address) as client,
+        coproc.LocalCluster(servers=servers, environment=armed(points[0]) if servers == 1 else None) as cluster,
+        coproc.connect(cluster.address, near=near) as client,
     ):
-        model = create(client, name, consistency=consistency)
-        steps = 60
-        threads = Threads(model, 2, steps)
-        [server] = cluster.servers
-        assert server.wait(timeout_s=60) == -signal.SIGKILL
-        del server.environment["COPROC_FAILPOINT"]
-        server.restart()
-        threads.finish()
-        snapshot = model.snapshot()
-        if consistency == coproc.Asp():
-            assert (snapshot.version, whole(snapshot)) == (2 * steps, steps * (1 + 2))
-        else:
-            # Of rounds with both the mean is 1.5, and of rounds with one of them each worker has as many.
-            assert whole(snapshot) == snapshot.version * 1.5
-            assert steps <= snapshot.version <= (2 * steps if consistency.needed == 1 else steps)
+        server = cluster.servers[victim]
+        if servers > 1:
+            server.environment |= armed(points[0])
+            server.restart()
+        for point, following in itertools.zip_longest(points, points[1:]):
+            model = working.create(client, point, consistency, shards=servers)
+            workers = working.Workers(model)
+            if point.startswith("checkpoint."):
+                working.checkpoint_until_it_dies(model, server)
+            working.assert_killed(server, point)
+            steps = [workers.end()] * working.COUNT
+            del server.environment["COPROC_FAILPOINT"]
+            if following is not None:
+                server.environment |= armed(following)
+            server.restart()
+            workers.join()
+            snapshot = model.snapshot()
+            assert (snapshot.flat == working.value_at(consistency, snapshot.version, steps)).all(), point
+            model.delete()
+
+
+@pytest.mark.parametrize("rule", CONSISTENCIES)
+def test_a_server_killed_at_each_point(rule):
+    killed_in_a_row(CONSISTENCIES[rule], NEAR_POINTS)
+
+
+@pytest.mark.parametrize("rule", CONSISTENCIES)
+def test_a_server_of_far_workers_killed_at(rule):
+    killed_in_a_row(CONSISTENCIES[rule], SOME_FAR_POINTS[rule], near=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("rule", CONSISTENCIES)
+def test_a_server_of_far_workers_killed_at_each_point(rule):
+    killed_in_a_row(CONSISTENCIES[rule], FAR_POINTS, near=False)
 
 
 @pytest.mark.parametrize(
-    ("victim", "point"),
+    ("victim", "points"),
     [
-        *((0, point) for point in ("log.append.after", "publish.before", "publish.after", "release.before")),
-        *((1, point) for point in ("sweep.middle", "publish.before", "publish.after")),
+        (0, ["log.append.after", "publish.before", "publish.after", "release.before"]),
+        (1, ["sweep.middle", "publish.before", "publish.after"]),
     ],
+    ids=["sequencer", "other"],
 )
-def test_one_of_two_servers_killed_at(name, point, victim):
-    with coproc.LocalCluster(servers=2) as cluster:
-        server = cluster.servers[victim]
-        server.environment["COPROC_FAILPOINT"] = f"{point}:5"
-        server.restart()
-        with coproc.connect(cluster.address) as client:
-            model = create(client, name, shards=2)
-            threads = Threads(model, 2, 60)
-            assert server.wait(timeout_s=60) == -signal.SIGKILL
-            del server.environment["COPROC_FAILPOINT"]
-            server.restart()
-            threads.finish()
-            snapshot = model.snapshot()
-            assert (snapshot.version, whole(snapshot)) == (120, 60 * 3)
+def test_one_of_two_servers_killed_at(victim, points):
+    killed_in_a_row(coproc.Asp(), points, servers=2, victim=victim)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("near", [True, False], ids=["near", "far"])
+@pytest.mark.parametrize("victim", [0, 1], ids=["sequencer", "other"])
+@pytest.mark.parametrize("rule", CONSISTENCIES)
+def test_one_of_two_servers_killed_at_each_point(rule, victim, near):
+    points = NEAR_POINTS if near else FAR_POINTS
+    if victim:  # it has no log, gives no slots back, takes no pushes and no checkpoints
+        points = [point for point in points if point.startswith(("sweep.", "publish."))]
+    killed_in_a_row(CONSISTENCIES[rule], points, near=near, servers=2, victim=victim)
 
 
 def adam_run(kills, seed, steps, size):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,6 +13,25 @@ import pytest
 import coproc
 
 SIZE = 300_000
+
+
+# A process that reads for so many seconds; it says how many versions it has seen.
+READER = """
+import sys
+import time
+import coproc
+address, name, worker, near, reads_s = sys.argv[1:]
+near = None if near == "near" else False
+with coproc.connect(address, near=near) as client, client.model(name).join(int(worker)) as reader:
+    newest, seen, end = -1, 0, time.monotonic() + float(reads_s)
+    while time.monotonic() < end:
+        snapshot = reader.pull(timeout_s=60)
+        assert snapshot.version >= newest, f"version {snapshot.version} after {newest}"
+        assert (snapshot.flat == -snapshot.version).all(), f"version {snapshot.version} is torn"
+        seen += snapshot.version > newest
+        newest = snapshot.version
+print(seen)
+"""
 
 
 class Writer:
@@ -125,4 +146,31 @@ def test_a_bsp_view_is_stable_until_the_workers_next_push(client, name, shards):
             quick.push({"w": np.ones(SIZE)})
             check(snapshot)
             slow.push({"w": np.ones(SIZE)})
+    model.delete()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("shards", [1, 2])
+def test_readers_and_writers_at_full_speed_for_a_minute(client, cluster, name, shards):
+    model = client.create_model(
+        name,
+        params={"w": np.zeros(SIZE, np.float32)},
+        optimizer=coproc.optim.SGD(learning_rate=1.0),
+        shards=shards,
+    )
+    writers = [Writer(model, 0), Writer(model, 1)]
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", READER, cluster.address, name, str(worker), near, "60"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for worker, near in ((2, "near"), (3, "near"), (4, "far"))
+    ]
+    seen = [reader.communicate(timeout=200)[0] for reader in readers]
+    for writer in writers:
+        writer.stop()
+    assert [reader.returncode for reader in readers] == [0, 0, 0]
+    assert min(map(int, seen)) > 100
     model.delete()
