@@ -125,9 +125,10 @@ class Sweeper:
             self._width = SWEEP_WIDTH // 2 if spec.optimizer.compensates else SWEEP_WIDTH
         several = optim.ASYNCHRONOUS_COUNTS[: self._width]
         self._compile(several if self._width > 1 else optim.synchronous_counts(rounds_of))
-        # A large shard is swept in parts, a thread each: a round's workers wait meanwhile, so their cores are free.
-        # The result does not depend on where it is cut.
-        parts = min(_PARTS_AT_MOST, len(os.sched_getaffinity(0))) if self._streamed else 1
+        # A large shard is swept in parts, a thread each, where its workers wait meanwhile, so that their cores are free;
+        # else everybody on the host would wait for a core. The result does not depend on where it is cut.
+        waited_for = self._streamed and isinstance(spec.consistency, Bsp)
+        parts = min(_PARTS_AT_MOST, len(os.sched_getaffinity(0))) if waited_for else 1
         bounds = [shard.size * n // parts // _LINE * _LINE for n in range(parts)] + [shard.size]
         self._cuts = [slice(lo, hi) for lo, hi in pairwise(bounds)]
         self._helpers = ThreadPoolExecutor(parts - 1, f"{spec.name}/{number}") if parts > 1 else None
