@@ -1,7 +1,8 @@
 """shards: what a push costs each of two servers that share a model, against one server that has all of it.
 
 Processor time of a server's threads, as the kernel counts it, a push; and the bytes that its sweeps move, from the
-passes that each shard has published. Not wall-clock time: the servers of one host share its memory.
+passes that each shard has published. Not wall-clock time: the servers of one host share its memory. The worker waits
+for each version, in rounds of its own, so that all servers sweep with all cores.
 """
 
 from __future__ import annotations
@@ -114,7 +115,12 @@ class _Setup:
 @contextmanager
 def _setup(servers: int, optimizer: optim.Optimizer, size: int, worker: Peer) -> Iterator[_Setup]:
     with coproc.LocalCluster(servers) as cluster, coproc.connect(cluster.address) as client:
-        model = client.create_model("shards", params={"w": np.zeros(size, np.float32)}, optimizer=optimizer)
+        model = client.create_model(
+            "shards",
+            params={"w": np.zeros(size, np.float32)},
+            optimizer=optimizer,
+            consistency=coproc.Bsp(workers=1),
+        )
         worker.call("join", address=cluster.address, model=model.name, worker=0)
         near = NearModel(model.spec)
         try:

@@ -125,8 +125,8 @@ class Sweeper:
             self._width = SWEEP_WIDTH // 2 if spec.optimizer.compensates else SWEEP_WIDTH
         several = optim.ASYNCHRONOUS_COUNTS[: self._width]
         self._compile(several if self._width > 1 else optim.synchronous_counts(rounds_of))
-        # A large shard is swept in parts, a thread each, where its workers wait meanwhile, so that their cores are free;
-        # else everybody on the host would wait for a core. The result does not depend on where it is cut.
+        # A large shard is swept in parts, a thread each, where its workers wait meanwhile and leave their cores free;
+        # else all others on the host would wait for one. The result does not depend on where it is cut.
         waited_for = self._streamed and isinstance(spec.consistency, Bsp)
         parts = min(_PARTS_AT_MOST, len(os.sched_getaffinity(0))) if waited_for else 1
         bounds = [shard.size * n // parts // _LINE * _LINE for n in range(parts)] + [shard.size]
