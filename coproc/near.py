@@ -42,7 +42,8 @@ class Receipt(NamedTuple):
 
     step: int
     duplicate: bool
-    """Another attempt's gradient of this step was there first; this one was dropped."""
+    """Another attempt's gradient of this step was there first; this one was dropped. Of two that are committed at the
+    same moment neither may say so; one is dropped all the same."""
     version_read: int
     """The version that the gradient was computed on, as far as this worker's `pull` knows."""
     skipped: bool = False
