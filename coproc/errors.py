@@ -3,6 +3,7 @@
 CoprocError
  +-- ConfigError          a setting or argument that cannot work
  +-- DataError            rows that cannot be trained on
+ |    +-- DataLost        they were in the tier, and are not any more
  +-- CorruptCheckpoint    a file that is no whole checkpoint
  +-- Unsupported          asked for what this version or this machine cannot do
  +-- ModelNotFound        no model of this name (or no longer)
@@ -33,6 +34,10 @@ class ConfigError(CoprocError, ValueError):
 
 class DataError(CoprocError, ValueError):
     """Rows that cannot be trained on."""
+
+
+class DataLost(DataError):
+    """Rows that were in the tier, and went with the memory of a host."""
 
 
 class CorruptCheckpoint(CoprocError, ValueError):

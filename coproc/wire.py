@@ -42,6 +42,7 @@ ERRORS = ErrorTable(
         errors.ConfigError: grpc.StatusCode.INVALID_ARGUMENT,
         errors.PushRejected: grpc.StatusCode.INVALID_ARGUMENT,
         errors.DataError: grpc.StatusCode.INVALID_ARGUMENT,
+        errors.DataLost: grpc.StatusCode.DATA_LOSS,
         errors.CorruptCheckpoint: grpc.StatusCode.INVALID_ARGUMENT,
         errors.ModelNotFound: grpc.StatusCode.NOT_FOUND,
         errors.ModelExists: grpc.StatusCode.ALREADY_EXISTS,

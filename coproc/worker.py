@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from coproc.data.batches import Batches, Minibatch
 from coproc.data.partition import Partition
-from coproc.errors import ConfigError, Diverged, LeaseExpired, Timeout
+from coproc.errors import ConfigError, DataLost, Diverged, LeaseExpired, Timeout, Unreachable
 from coproc.exchange import Exchange, ExchangeSpec, open_exchange
 from coproc.grads.base import Batch
 from coproc.wire import as_coproc
-from storage_tier.errors import TierError
+from storage_tier.errors import BytesLost, PathNotFound, TierError
 from storage_tier.wire import trust
 
 Flat = NDArray[np.float32]
@@ -37,6 +37,10 @@ WAIT_TIMEOUT_S = 330.0
 # A lease is lost when the attempt was silent for too long (a suspended host, a server that was restored).
 # Joining again is harmless; an attempt that loses it this often without one push in between never will push.
 REJOIN_LIMIT = 5
+
+# How long a task that begins waits for a server that restarts, and how often it tries.
+OPEN_WAIT_S = 15.0
+OPEN_AGAIN_S = 0.2
 
 # How often a waiting worker looks whether it has been asked to stop.
 STOP_LOOK_S = 0.5
@@ -379,13 +383,13 @@ def run_worker(
         As `Loop.run`.
     """
     began = time.perf_counter()
-    source = (open_source or _open_source)(task)
+    source = _once_there(open_source or _open_source, task, stop)
     backend = (open_backend or _open_backend)(task)
     epochs: dict[int, EpochReport] = {}
     first_step: int | None = None
     lost_count = 0
     while True:
-        exchange = (open_exchange or _open_exchange)(task)
+        exchange = _once_there(open_exchange or _open_exchange, task, stop)
         try:
             joined_at = exchange.next_step
             first_step = joined_at if first_step is None else first_step
@@ -413,6 +417,18 @@ def run_worker(
         )
 
 
+def _once_there(open_: Callable[[WorkerTask], T], task: WorkerTask, stop: Callable[[], bool]) -> T:
+    """Open a part of the task; a server that restarts meanwhile, or brings back a model, is waited for."""
+    deadline = time.monotonic() + OPEN_WAIT_S
+    while True:
+        try:
+            return open_(task)
+        except Unreachable:
+            if time.monotonic() + OPEN_AGAIN_S > deadline or stop():
+                raise
+            time.sleep(OPEN_AGAIN_S)
+
+
 def _open_source(task: WorkerTask) -> Source:
     """The task's partition in the tier: near a view of its memory, far a copy."""
     from storage_tier import TierClient
@@ -421,6 +437,10 @@ def _open_source(task: WorkerTask) -> Source:
     try:
         with TierClient(data.address, token=data.token, tls=trust(data.tls_authority)) as tier:
             file = tier.open(data.path)
+    except (PathNotFound, BytesLost) as error:
+        raise DataLost(
+            f"the rows of worker {task.worker} are not in the tier any more; they went with its memory: {error}"
+        ) from None
     except TierError as error:
         raise as_coproc(error) from None
     # Arrays over the file's data keep it mapped as long as they live.

@@ -74,13 +74,35 @@ def train(
     schedule: Annotated[
         str, typer.Option(help="Learning rate by epoch: linear, cosine, constant.", rich_help_panel=_HOW)
     ] = "linear",
+    delay_compensation: Annotated[
+        float | None,
+        typer.Option(help="ssp, asp: corrects gradients for their delay; 0.04 is usual.", rich_help_panel=_HOW),
+    ] = None,
     mode: Annotated[
-        str, typer.Option(help="Architecture: coproc, or http, broadcast, … to compare.", rich_help_panel=_HOW)
-    ] = "coproc",
-    consistency: Annotated[
         str,
-        typer.Option(help="bsp (synchronous), quorum, ssp (bounded), asp (asynchronous).", rich_help_panel=_HOW),
-    ] = "bsp",
+        typer.Option(
+            help="Architecture: coproc; or allreduce, broadcast, http, localsgd, storage to compare.",
+            rich_help_panel=_HOW,
+        ),
+    ] = "coproc",
+    tau: Annotated[
+        int | None, typer.Option(help="localsgd: steps between two averagings (default: 10).", rich_help_panel=_HOW)
+    ] = None,
+    combine: Annotated[
+        str | None, typer.Option(help="localsgd: mean (default), or best by loss.", rich_help_panel=_HOW)
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="downpour, ssp, bsp: a method's consistency, bound and n-send; options win.", rich_help_panel=_HOW
+        ),
+    ] = None,
+    consistency: Annotated[
+        str | None,
+        typer.Option(
+            help="bsp (synchronous; the default), quorum, ssp (bounded), asp (asynchronous).", rich_help_panel=_HOW
+        ),
+    ] = None,
     quorum: Annotated[
         int | None, typer.Option(help="quorum: gradients that close a round.", rich_help_panel=_HOW)
     ] = None,
@@ -93,7 +115,9 @@ def train(
     bound: Annotated[
         int | None, typer.Option(help="ssp: steps the fastest may be ahead (default: 4).", rich_help_panel=_HOW)
     ] = None,
-    n_send: Annotated[int, typer.Option(help="Batches summed into one push.", rich_help_panel=_HOW)] = 1,
+    n_send: Annotated[
+        int | None, typer.Option(help="Batches summed into one push (default: 1).", rich_help_panel=_HOW)
+    ] = None,
     n_fetch: Annotated[
         int | None, typer.Option(help="Batches from pull to pull (default: n-send).", rich_help_panel=_HOW)
     ] = None,
@@ -158,6 +182,16 @@ def train(
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model in the cluster.", rich_help_panel=_WHERE)] = None,
+    storage_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="storage: a folder instead of the tier: s3://…, file:///….", rich_help_panel=_WHERE
+        ),
+    ] = None,
+    driver_host: Annotated[
+        str | None,
+        typer.Option(metavar="HOST", help="http: where workers reach the driver's server.", rich_help_panel=_WHERE),
+    ] = None,
     servers: Annotated[int, typer.Option(help="Servers of the embedded cluster.", rich_help_panel=_WHERE)] = 1,
     shards: Annotated[
         int | None, typer.Option(help="Shards of the model (default: one a server).", rich_help_panel=_WHERE)
@@ -177,7 +211,13 @@ def train(
         "optimizer": optimizer,
         "learning_rate": learning_rate,
         "schedule": schedule,
+        "delay_compensation": delay_compensation,
         "mode": mode,
+        "tau": tau,
+        "combine": combine,
+        "storage_url": storage_url,
+        "driver_host": driver_host,
+        "preset": preset,
         "consistency": consistency,
         "bound": bound,
         "quorum": quorum,

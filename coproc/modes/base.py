@@ -48,6 +48,10 @@ class Capabilities:
     elastic: bool
     """Workers may come late, leave and be replaced; no gang of tasks is needed."""
 
+    waits_for_all: Literal["always", "in groups", "never"] = "always"
+    """When the synchronous workers of one job wait for each other, so that each needs a task slot at the same time:
+    always; only where a group has several steps; or never, for the driver ends each round."""
+
     same_answer: bool = True
     """Synchronous, it gives what one process gives with the same batches."""
 

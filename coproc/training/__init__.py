@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from coproc.client import connect
 from coproc.cluster import LocalCluster
-from coproc.errors import ConfigError, CoprocError, CorruptCheckpoint, Diverged
+from coproc.errors import ConfigError, CoprocError, CorruptCheckpoint, DataError, Diverged
 from coproc.ingest import (
     Destination,
     Ingested,
@@ -28,12 +28,12 @@ from coproc.ingest import (
 )
 from coproc.modes.base import Mode, ModeSettings, load, taken
 from coproc.pools.base import Pool, require_slots
-from coproc.training.base import ROUNDS, EpochRow, Plan, Progress, Result, TrainConfig
+from coproc.training.base import EpochRow, Plan, Progress, Result, TrainConfig
 from coproc.training.fit import Fit, Outcome
 from coproc.training.measuring import measure
 from coproc.training.opening import is_frame, is_table, open_pool
 from coproc.training.output import MODEL, Output, checksum, versions
-from coproc.training.plan import make_plan, require_mode, tasks_of_group
+from coproc.training.plan import make_plan, require_mode, tasks_of_group, waits_for_all
 from coproc.training.resume import (
     Place,
     check_data,
@@ -140,6 +140,8 @@ class Run:
         # Everything that can be refused without starting anything is refused first.
         self.mode_module = load(config.mode)
         require_mode(config, self.mode_module.CAPABILITIES)
+        if config.storage_url is not None:
+            _require_url(config.storage_url)
         for given in (data, validation):
             if isinstance(given, str | os.PathLike):
                 require_file(given)
@@ -160,7 +162,7 @@ class Run:
         address, token = self._cluster()
         pool = open_pool(config, self.data, self.session, self._tell)
         self.stack.callback(pool.close)
-        if config.consistency in ROUNDS:
+        if waits_for_all(config, self.mode_module.CAPABILITIES):
             require_slots(pool, config.workers)
         self._tell("reading the data")
         destination = Destination(address, self.run, token, config.tls_authority)
@@ -170,6 +172,13 @@ class Run:
         ingested = self._ingest(pool, destination)
         if self.before is not None:
             check_data(self.before, ingested)
+
+        def bring_back() -> None:
+            self._tell("reading the data again: the memory that had it was lost")
+            self._remove_data(destination)
+            if self._ingest(pool, destination).partitions != ingested.partitions:
+                raise DataError("the data have changed since the run began, and what it had of them was lost")
+
         plan = make_plan(config, ingested, self.run)
         evaluate, measured_on = measure(config, self.validation, ingested, plan)
         self._tell("creating the model")
@@ -189,6 +198,7 @@ class Run:
                 tls_authority=config.tls_authority,
                 compression=config.compression_rule(),
                 checkpoints=config.checkpoint_rule() if place is not None else None,
+                **config.mode_settings(),
             ),
         )
         self.stack.callback(mode.close)
@@ -209,6 +219,7 @@ class Run:
             on_progress=self.on_progress,
             on_row=self.output.row if self.output else lambda row: None,
             stop=self.stop,
+            bring_back=bring_back,
             first_epoch=first_epoch,
         )
         failure: CoprocError | None = None
@@ -401,6 +412,16 @@ def _kept(outcome: Outcome, output: str | None) -> str:
         else "No epoch was finished; what the training began with (version 0)"
     )
     return f"{what} is in {os.path.join(output, MODEL)}" if output else f"{what} was not saved: give --output"
+
+
+def _require_url(url: str) -> None:
+    """Raises ConfigError if fsspec has nothing here that opens it."""
+    from fsspec.core import url_to_fs
+
+    try:
+        url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"--storage-url {url!r:.200} cannot be opened: {error}") from None
 
 
 def _path_of(data: Any) -> str | None:

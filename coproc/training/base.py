@@ -45,12 +45,37 @@ LOSS_KINDS: Mapping[str, Kind] = {
 }
 
 
-COUNTS = ("epochs", "batch_size", "workers", "n_send", "n_fetch", "group_size", "servers", "shards")
+COUNTS = ("epochs", "batch_size", "workers", "n_send", "n_fetch", "group_size", "tau", "servers", "shards")
 
 DEFAULT_CHECKPOINT_S = 60.0
 
 # Of bounded staleness: enough that a hiccup of one worker stops nobody, few enough that gradients stay fresh.
 DEFAULT_BOUND = 4
+
+# What is so where neither the settings nor their preset say otherwise.
+PLAIN: Mapping[str, Any] = {"consistency": "bsp", "n_send": 1}
+
+# Default of settings that a preset may set. No object has it: each is filled in with the preset's value, or of PLAIN.
+_NOT_GIVEN: Any = None
+
+# Named ways to train; --n-fetch is as many as --n-send in each.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # Dean et al., "Large Scale Distributed Deep Networks" (NIPS 2012), who took 1 and 1; 5 and 5 are tensorspark's.
+    "downpour": {"consistency": "asp", "n_send": 5},
+    # Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server" (NIPS 2013), fig. 1.
+    "ssp": {"consistency": "ssp", "bound": 3, "n_send": 1},
+    "bsp": {"consistency": "bsp", "n_send": 1},
+}
+
+# Settings that only some modes have a use for.
+MODES_OF: Mapping[str, tuple[str, ...]] = {
+    "tau": ("localsgd",),
+    "combine": ("localsgd",),
+    "storage_url": ("storage",),
+    "driver_host": ("http",),
+    # The others descend onto the parameters that they have, whatever a gradient was computed on.
+    "delay_compensation": ("coproc",),
+}
 
 
 @dataclass(frozen=True)
@@ -92,8 +117,16 @@ class TrainConfig:
     """How the learning rate goes on from epoch to epoch: linear, falling to a last one of rate / epochs;
     cosine; or constant. Measured on images of digits, a falling rate is worth half a percent of accuracy."""
 
-    consistency: ConsistencyName = "bsp"
-    """Synchronous: gives the same model for the same seed, whatever the machine does meanwhile."""
+    delay_compensation: float | None = None
+    """coproc, not synchronous: how much a gradient is corrected for what the model has moved since it was pulled
+    (DC-ASGD's lambda; `coproc.optim.Optimizer.delay_compensation`); None: not at all."""
+
+    preset: str | None = None
+    """downpour, ssp or bsp: what the method of that name has for `consistency`, `bound` and `n_send`. What is given
+    besides wins."""
+
+    consistency: ConsistencyName = _NOT_GIVEN
+    """None: bsp. Synchronous: gives the same model for the same seed, whatever the machine does meanwhile."""
 
     bound: int | None = None
     """ssp: how many steps the fastest worker may be ahead of the slowest; None: 4. The others have none."""
@@ -107,8 +140,8 @@ class TrainConfig:
     late: Literal["drop", "carry"] = "drop"
     """quorum: what comes after its round: only counted, or part of the round that is open then."""
 
-    n_send: int = 1
-    """Batches summed into one push. 1: in shared memory a push costs less than a batch."""
+    n_send: int = _NOT_GIVEN
+    """Batches summed into one push. None: 1; in shared memory a push costs less than a batch."""
 
     n_fetch: int | None = None
     """Batches from one pull to the next; None: as many as `n_send`."""
@@ -130,6 +163,21 @@ class TrainConfig:
     pool: PoolName = "spark"
 
     mode: str = "coproc"
+    """The architecture: a file of `coproc.modes`."""
+
+    tau: int | None = None
+    """localsgd: steps of a worker from one averaging to the next; None: 10."""
+
+    combine: Literal["mean", "best"] | None = None
+    """localsgd: the mean of the workers' parameters, weighted by rows; or those of the smallest loss; None: the
+    mean."""
+
+    storage_url: str | None = None
+    """storage: a folder at any URL that fsspec knows and all hosts reach; None: in the tier."""
+
+    driver_host: str | None = None
+    """http: the address of the driver's host at which the workers reach its server; None: the one on the way to the
+    tier."""
 
     servers: int = 1
     """Servers of the embedded cluster: one saturates the memory of one host."""
@@ -162,6 +210,7 @@ class TrainConfig:
     """So many stay: one more than is needed, should the newest be damaged."""
 
     def __post_init__(self) -> None:
+        self._take_preset()
         for name in COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -187,6 +236,7 @@ class TrainConfig:
         _one_of("--schedule", self.schedule, SCHEDULES)
         _one_of("--consistency", self.consistency, ("bsp", "quorum", "ssp", "asp"))
         _one_of("--pool", self.pool, ("spark", "processes", "inline"))
+        self._check_mode()
         if self.bound is not None and self.consistency != "ssp":
             raise ConfigError(
                 f"--bound {self.bound} goes with --consistency ssp, not with {self.consistency}, which has no bound: "
@@ -277,7 +327,34 @@ class TrainConfig:
 
     def optimizer_rule(self) -> optim.Optimizer:
         """The optimizer as the cluster takes it."""
-        return optim.from_config({"name": self.optimizer, "learning_rate": self.rate})
+        more = {} if self.delay_compensation is None else {"delay_compensation": self.delay_compensation}
+        return optim.from_config({"name": self.optimizer, "learning_rate": self.rate, **more})
+
+    def mode_settings(self) -> dict[str, Any]:
+        """Those fields of `ModeSettings` that only this mode has a use for and that were given."""
+        own = {"tau": self.tau, "combine": self.combine, "storage_url": self.storage_url, "host": self.driver_host}
+        return {name: value for name, value in own.items() if value is not None}
+
+    def _take_preset(self) -> None:
+        """Fill in what was not given."""
+        values = dict(PLAIN)
+        if self.preset is not None:
+            _one_of("--preset", self.preset, PRESETS)
+            values |= PRESETS[self.preset]
+        if self.consistency not in (None, values["consistency"]):
+            values.pop("bound", None)  # it belongs to the rule that is not taken
+        for name, value in values.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    def _check_mode(self) -> None:
+        for name, modes in MODES_OF.items():
+            if getattr(self, name) is not None and self.mode not in modes:
+                raise ConfigError(f"{_flag(name)} goes with --mode {' or '.join(modes)}, not with {self.mode}")
+        if self.combine is not None:
+            _one_of("--combine", self.combine, ("mean", "best"))
+        if self.delay_compensation is not None and self.consistency == "bsp":
+            raise ConfigError("--delay-compensation goes with --consistency quorum, ssp or asp: bsp has no delays")
 
     def _check_rate(self) -> None:
         rate = self.rate

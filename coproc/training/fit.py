@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from coproc.errors import CoprocError, Diverged, Unreachable
+from coproc.errors import CoprocError, DataLost, Diverged, Unreachable
 from coproc.exchange import Pulled
 from coproc.modes.base import Mode, ModeStatus
 from coproc.pools.base import Pool
@@ -20,6 +20,8 @@ from coproc.worker import EpochReport, WorkerReport, WorkerTask
 POLL_S = 0.25
 SNAPSHOT_TIMEOUT_S = 60.0
 LOST_AFTER_S = 60.0
+# Whoever loses the memory of a host this often in one group has another problem.
+BRING_BACK_LIMIT = 3
 
 
 @dataclass
@@ -56,6 +58,8 @@ class Fit:
     on_progress: Callable[[Progress], None]
     on_row: Callable[[EpochRow], None]
     stop: Callable[[], bool]
+    bring_back: Callable[[], None] | None = None
+    """Called when the rows went with the memory of a host: puts the same ones there again."""
     first_epoch: int = 0
     """Where a run that is resumed goes on; its workers know their steps."""
 
@@ -94,7 +98,7 @@ class Fit:
         with Watch(self.mode, plan, epoch, self.on_progress) as watch:
             for group in range(plan.groups_per_epoch):
                 tasks = self.tasks_of(epoch, group)
-                reports = self.mode.run(self.pool, tasks, stop=lambda: self.stop() or watch.lost is not None)
+                reports = self._group(tasks, lambda: self.stop() or watch.lost is not None)
                 add_up(total, reports)
                 if watch.lost is not None:
                     raise watch.lost
@@ -140,6 +144,17 @@ class Fit:
             )
         )  # fmt: skip
         return True
+
+    def _group(self, tasks: list[WorkerTask], stop: Callable[[], bool]) -> list[WorkerReport]:
+        """Train one group. Rows that are lost come back from where they were read, and tasks go on by their steps."""
+        for _ in range(BRING_BACK_LIMIT):
+            try:
+                return self.mode.run(self.pool, tasks, stop=stop)
+            except DataLost:
+                if self.bring_back is None:
+                    raise
+                self.bring_back()
+        return self.mode.run(self.pool, tasks, stop=stop)
 
 
 def add_up(total: EpochReport, reports: Sequence[WorkerReport]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from coproc import grads
@@ -71,21 +72,59 @@ def require_memory(config: TrainConfig, parameters_count: int) -> None:
     """
     available_bytes = memory_available_bytes()
     model_bytes = 4 * parameters_count
-    needed_bytes = DRIVER_COPIES * model_bytes
-    if config.address is None:
-        rule = config.consistency_rule()
+    of_driver, of_tier = _vectors_of(config)
+    tier_bytes = math.ceil(of_tier * model_bytes)
+    if config.mode == "coproc":
         rows = len(config.optimizer_rule().state_rows)
-        # Buffers and two banks of state in the servers, and of each worker's slots the two that large models have.
-        needed_bytes += Published.size_bytes(parameters_count, rows, rule.buffers) + 2 * config.workers * model_bytes
+        tier_bytes += Published.size_bytes(parameters_count, rows, config.consistency_rule().buffers)
+    if config.address is not None:
+        tier_bytes = 0
+    needed_bytes = (DRIVER_COPIES + of_driver) * model_bytes + tier_bytes
     if available_bytes is None or needed_bytes <= available_bytes:
         return
-    where = "" if config.address is not None else ", or name a cluster on other hosts with --address"
+    where = ", or name a cluster on other hosts with --address" if tier_bytes else ""
     hidden = ",".join(str(size) for size in config.hidden) or "none"
     raise OutOfMemory(
         f"--hidden {hidden} makes a network of {parameters_count:,} parameters ({_gigabytes(model_bytes)}); to train "
         f"it takes {_gigabytes(needed_bytes)} on this machine, which has {_gigabytes(available_bytes)} of memory "
         f"available: make --hidden smaller{where}"
     )
+
+
+def _vectors_of(config: TrainConfig) -> tuple[int, float]:
+    """Vectors of the model's size that a mode has at the most, beside `DRIVER_COPIES`: (on the driver, in the tier).
+
+    Of a mode that is not here none is known.
+    """
+    workers, optimizer = config.workers, config.optimizer_rule()
+    state = len(optimizer.state_rows)
+    # What the driver reads from the tier on its own host stays there; from elsewhere it comes as a copy.
+    copied = config.address is not None
+    match config.mode:
+        case "coproc":
+            # Of each worker's slots the two that large models have; `Published` has the buffers and the state.
+            return 0, 2 * workers * (2 if optimizer.compensates else 1)
+        case "broadcast":
+            return 1 + state + 2, 0  # the model, its broadcast, the sum of gradients
+        case "storage":
+            from coproc.modes.storage import AT_ONCE
+
+            read = min(workers, AT_ONCE)
+            if config.storage_url is not None:
+                return 1 + state + read, 0
+            # The model's file, old and new; the gradients, and the means of more than a pass takes.
+            return 1 + state + read * copied, 2 + workers + workers // (AT_ONCE - 1)
+        case "localsgd":
+            read = 1 if config.combine == "best" else workers
+            # The average and the parameters of each worker; the states, old and new.
+            return 2 + read * copied, 2 + workers * (1 + 2 * state)
+        case "http":
+            return 1 + state + 1 + workers, 0  # its server: the model, an answer, a gradient of each worker
+        case "allreduce":
+            travels = 0.5 if config.compression_rule() is not None else 1.0
+            version = 1 + state + (travels if travels < 1 else 0)
+            return 0, 2 * version + travels * workers  # old and new; gradients, of a group of one step
+    return 0, 0
 
 
 def memory_available_bytes() -> int | None:
@@ -115,6 +154,13 @@ def require_mode(config: TrainConfig, capabilities: Capabilities) -> None:
             f"the mode {config.mode!r} runs on --pool {' or '.join(sorted(capabilities.pools))}, not {config.pool}"
         )
     require_packages(config.mode, capabilities)
+
+
+def waits_for_all(config: TrainConfig, capabilities: Capabilities) -> bool:
+    """Whether the workers of a job wait for each other, so that all need a task slot at the same time."""
+    if config.consistency not in ROUNDS or capabilities.waits_for_all == "never":
+        return False
+    return capabilities.waits_for_all == "always" or config.group_size != 1
 
 
 def tasks_of_group(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import select
 import shutil
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import coproc
 from coproc.modes.base import ModeSettings, load
+from coproc.training import TrainConfig, train
 from coproc.worker import WorkerReport
 
 SIZE, STEPS = 100, 6
@@ -101,3 +107,51 @@ def test_a_stop_is_not_taken_for_a_loss():
         assert mode.run(pool, [0], stop=lambda: True) == [report(0, 0, True)]
         assert pool.groups == 1
         mode.close()
+
+
+@pytest.mark.parametrize("pool", ["inline", "processes"])
+def test_a_training_goes_on_when_its_host_loses_its_memory(tmp_path, pool):
+    """Model, rows, slots: all of it is gone. The model is as of a checkpoint, the rows are read once more."""
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 3, 2001)
+    features = (rng.normal(size=(2001, 6)) + np.eye(3, 6)[labels]).astype(np.float32)
+    data = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"features": pa.array(list(features), pa.list_(pa.float32())), "label": labels}), data)
+    (tmp_path / "checkpoints").mkdir()
+    config = TrainConfig(
+        hidden=(16,), epochs=8, batch_size=2, optimizer="adam", pool=pool, workers=2, consistency="bsp",
+        checkpoints=f"file://{tmp_path}/checkpoints", checkpoint_every=50,
+    )  # fmt: skip
+    expected = train(replace(config, checkpoints=None, checkpoint_every=None), data)
+    with coproc.LocalCluster() as cluster, coproc.connect(cluster.address) as client:
+        [server] = cluster.servers
+        lost = []
+
+        def lose():
+            name = until(client.models)[0]
+            model = client.model(name)
+            until(lambda: model.version > 600 and list(tmp_path.glob("checkpoints/0*")))
+            home = Path(model.spec.home).parents[1]
+            model.release()
+            server.kill()
+            shutil.rmtree(home)
+            lost.append(name)
+            server.restart()
+
+        loser = threading.Thread(target=lose)
+        loser.start()
+        result = train(replace(config, address=cluster.address), data)
+        loser.join(60)
+        assert lost
+        assert client.models() == []
+    assert result.version == expected.version
+    for name, tensor in expected.params.items():
+        np.testing.assert_array_equal(result.params[name], tensor, err_msg=name)
+
+
+def until(condition, timeout_s=60.0):
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it never happened"
+        select.select([], [], [], 0.005)
+    return found
