@@ -137,7 +137,8 @@ class FarWorker:
             request.compression_json = json.dumps(self._replica.compression.to_config())
         with ERRORS.translated(self._peer):
             answer = self._stub.Join(request, timeout=30)
-        self._went_back = self.epoch not in (-1, answer.header.epoch)
+        # Stays so: what is left of a join may fail, and the next one has the new epoch to compare with.
+        self._went_back |= self.epoch not in (-1, answer.header.epoch)
         self.epoch = answer.header.epoch
         self._lease = answer.lease_id
         if self._replica is not None:
@@ -281,7 +282,7 @@ class FarWorker:
         *,
         flush: bool = False,
     ) -> tuple[Receipt, int, Flat]:
-        """As `commit`, then as `pull`, in one call; one more if it breaks off. `timeout_s` is for both.
+        """As `commit`, then as `pull`; by gRPC in one call, and one more if it breaks off. `timeout_s` is for both.
 
         What fails once the receipt is here fails as `pull`: the step is committed, and `next_step` is beyond it.
         """

@@ -248,7 +248,8 @@ class Lines:
 
         Args:
             raw, raw_bytes: what follows the request, and how much that is.
-            errors: of the server's refusals, where the call is of another service than the tier's.
+            errors: of what the call raises, where it is of another service than the tier's; what the line itself
+                refuses is an error of the tier's all the same.
 
         Raises:
             as `call`.
@@ -287,7 +288,8 @@ class Lines:
         if kind == FAILED:
             stream.whole = True
             kind_name, _, sentence = message.decode(errors="replace").partition("\0")
-            errors.raise_named(kind_name, sentence)
+            known = any(kind.__name__ == kind_name for kind in errors.codes)
+            (errors if known else TIER_ERRORS).raise_named(kind_name, sentence)
         try:
             first = answer_class.FromString(message)
         except DecodeError:

@@ -37,6 +37,7 @@ CAPABILITIES = Capabilities(
     exactly_once=True,
     whole_versions=True,
     elastic=False,
+    waits_for_all="in groups",
     compression=True,
 )
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # How often a group looks whether its model went back to a checkpoint.
 _LOOK_S = 1.0
+# How long a group that begins or ends waits for a server that restarts, or restores the model.
+_PATIENCE_S = 60.0
 
 CAPABILITIES = Capabilities(
     consistencies=frozenset({"bsp", "quorum", "ssp", "asp"}),
@@ -91,7 +93,7 @@ class CoprocMode:
         """
         life = _Life(self.model)
         reports = pool.run(tasks, stop=lambda: stop() or life.is_over())
-        if stop() or not life.is_over(at_once=True):
+        if stop() or not life.is_over(for_sure=True):
             return reports
         return [*(replace(report, stopped=False) for report in reports), *self.run(pool, tasks, stop=stop)]
 
@@ -138,21 +140,39 @@ class _Life:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._epoch = model.status().epoch
+        self._epoch = self._ask(_PATIENCE_S)
         self._look_at_s = 0.0
         self._over = False
 
-    def is_over(self, at_once: bool = False) -> bool:
-        """Whether the model went back to a checkpoint. Asks its server once a second, and not while that is down."""
+    def is_over(self, for_sure: bool = False) -> bool:
+        """Whether the model went back to a checkpoint, as far as known: looked at once a second.
+
+        Blocks for some seconds where its server is down.
+
+        Args:
+            for_sure: ask now, and again until the server answers.
+
+        Raises:
+            ModelNotFound. Unreachable, Timeout: `for_sure`, and it did not answer for a minute.
+        """
         now = time.monotonic()
-        if not self._over and (at_once or now >= self._look_at_s):
+        if not self._over and (for_sure or now >= self._look_at_s):
             try:
-                self._over = self._model.status().epoch != self._epoch
+                self._over = self._ask(_PATIENCE_S if for_sure else 0.0) != self._epoch
             except (Unreachable, Timeout):
-                if at_once:
+                if for_sure:
                     raise
             self._look_at_s = time.monotonic() + _LOOK_S
         return self._over
+
+    def _ask(self, patience_s: float) -> int:
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                return self._model.status().epoch
+            except (Unreachable, Timeout):  # each time after some seconds
+                if time.monotonic() >= deadline:
+                    raise
 
 
 @dataclass

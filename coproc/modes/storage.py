@@ -33,6 +33,7 @@ CAPABILITIES = Capabilities(
     exactly_once=True,
     whole_versions=True,
     elastic=True,
+    waits_for_all="never",
     survives_server=False,
 )
 

@@ -77,8 +77,11 @@ class Pool(Protocol):
         ...
 
 
-def require_slots(pool: Pool, workers_count: int) -> None:
+def require_slots(pool: Pool, workers_count: int, otherwise: str = "--consistency asp") -> None:
     """Refuse a plan whose workers wait for each other but cannot all run at once.
+
+    Args:
+        otherwise: the setting with which they do not.
 
     Raises:
         ConfigError: more workers than slots, with both numbers.
@@ -87,7 +90,7 @@ def require_slots(pool: Pool, workers_count: int) -> None:
         raise ConfigError(
             f"synchronous training needs all {workers_count} workers to run at once, and the pool "
             f"{pool.name!r} has {pool.slots} slot{'s' if pool.slots != 1 else ''}: they would wait for each "
-            f"other for ever. Use --workers {pool.slots}, more slots, or --consistency asp"
+            f"other for ever. Use --workers {pool.slots}, more slots, or {otherwise}"
         )
 
 

@@ -131,21 +131,24 @@ class FarSessions:
         return lease_id
 
     @contextmanager
-    def use(self, lease_id: str, timeout_s: float) -> Iterator[FarSession]:
-        """A lease, for one call.
+    def use(self, lease_id: str, model: str, timeout_s: float) -> Iterator[FarSession]:
+        """A lease on a model, by its identity, for one call.
 
         Raises:
-            LeaseExpired: unknown: closed, silent for too long, or of a server before this one.
+            LeaseExpired: unknown: closed, silent for too long, or of a server before this one; or of another model.
             Timeout: another call of the same lease goes on.
         """
         with self._lock:
             session = self._sessions.get(lease_id)
-        if session is None:
+        if session is None or session.model != model:
             raise LeaseExpired(_ENDED)
         if not session.busy.acquire(timeout=timeout_s):
             raise Timeout(f"another call of this lease went on for {timeout_s:g} s; a worker makes one at a time")
         try:
-            session.used_at = time.monotonic()
+            with self._lock:
+                if lease_id not in self._sessions:  # it ended while this waited
+                    raise LeaseExpired(_ENDED)
+                session.used_at = time.monotonic()
             yield session
         finally:
             session.used_at = time.monotonic()
@@ -172,7 +175,10 @@ class FarSessions:
         if session.busy.acquire(timeout=1.0):
             session.worker.close()
             session.busy.release()
-        # Else the call at work goes on with its seat closed, and says so at its end.
+        # Else the call at work goes on with its seat closed: a push says so at its end, and nobody waits for a pull.
+        self._give_back(lease_id, session)
+
+    def _give_back(self, lease_id: str, session: FarSession) -> None:
         self._budget.release(_charge(session.worker.model.spec, lease_id))
         try:
             session.give_back()
@@ -181,26 +187,33 @@ class FarSessions:
 
     def end_of(self, model: str) -> None:
         """End all leases of a model that is deleted."""
-        self._end([lease_id for lease_id, session in self._copy() if session.model == model])
+        for lease_id, session in self._copy():
+            if session.model == model:
+                self.close(lease_id)
 
     def expire(self, all_of_them: bool = False) -> None:
-        """End the leases that were silent for too long (or all of them)."""
-        limit = time.monotonic() - LEASE_TTL_S
-        self._end(
-            [
-                lease_id
-                for lease_id, session in self._copy()
-                if all_of_them or (session.used_at < limit and not session.busy.locked())
-            ]
-        )
+        """End the leases that were silent for too long and have no call at work (or all of them)."""
+        for lease_id, session in self._copy():
+            if all_of_them:
+                self.close(lease_id)
+            elif self._is_silent(session) and session.busy.acquire(blocking=False):
+                try:
+                    with self._lock:
+                        ends = self._is_silent(session) and self._sessions.pop(lease_id, None) is not None
+                    if ends:
+                        session.worker.close()
+                finally:
+                    session.busy.release()
+                if ends:
+                    self._give_back(lease_id, session)
+
+    @staticmethod
+    def _is_silent(session: FarSession) -> bool:
+        return session.used_at < time.monotonic() - LEASE_TTL_S
 
     def _copy(self) -> list[tuple[str, FarSession]]:
         with self._lock:
             return list(self._sessions.items())
-
-    def _end(self, lease_ids: list[str]) -> None:
-        for lease_id in lease_ids:
-            self.close(lease_id)
 
 
 def _charge(spec: ModelSpec, lease_id: str) -> str:

@@ -219,7 +219,7 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
     def Push(self, requests: Iterator[pb.PushRequest], context: grpc.ServicerContext) -> Any:
         begin = _first(requests, "begin").begin
         engine, timeout_s = self._pushed_to(begin)
-        with self._far.use(begin.lease_id, timeout_s) as session:
+        with self._far.use(begin.lease_id, engine.spec.identity, timeout_s) as session:
             return _answered(engine, session.push(begin, parts(requests)))
 
     @ERRORS.handler
@@ -230,7 +230,7 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         engine = self._models.get(request.name, request.identity)
         timeout_s = request.timeout_ms / 1000
         if request.lease_id:
-            with self._far.use(request.lease_id, timeout_s) as session:
+            with self._far.use(request.lease_id, engine.spec.identity, timeout_s) as session:
                 version, number, sent = session.pull(request.min_version, timeout_s, request.replica)
                 yield pb.PullResponse(header=_header_of(engine, version), replica=number)
                 yield from sent
@@ -253,17 +253,24 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
 
     def _push_raw(self, begin: pb.PushBegin, taken: Taken) -> pb.PushResponse:
         engine, timeout_s = self._pushed_to(begin)
-        with self._far.use(begin.lease_id, timeout_s) as session:
+        with self._far.use(begin.lease_id, engine.spec.identity, timeout_s) as session:
             return _answered(engine, session.push(begin, taken))
 
     def _pull_raw(self, request: pb.PullRequest) -> tuple[pb.PullResponse, Raw]:
         size_bytes = 4 * self._models.get(request.name, request.identity).spec.layout.size
-        answers = self._pull(request)
-        first = next(answers)
+        sent = self._sent(request)
+        first = next(sent)
         if first.replica:
-            answers.close()
+            sent.close()
             raise ConfigError("what a compression codes does not go by the line: pull by gRPC, or join without one")
-        return first, Raw(None, 0, size_bytes, _data(answers))
+        return first, Raw(None, 0, size_bytes, sent)
+
+    def _sent(self, request: pb.PullRequest) -> Generator[Any, None, None]:
+        """The answer, then its bytes. One that was begun: to close it gives the lease back, also before any bytes."""
+        with closing(self._pull(request)) as answers:
+            yield next(answers)
+            for part in parts(answers):
+                yield part.data
 
     @ERRORS.handler
     def PushPull(self, requests: Iterator[pb.PushPullRequest], context: grpc.ServicerContext) -> Iterator[Any]:
@@ -273,7 +280,7 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         begin = first.begin
         engine, timeout_s = self._pushed_to(begin.push)
         deadline = time.monotonic() + timeout_s
-        with self._far.use(begin.push.lease_id, timeout_s) as session:
+        with self._far.use(begin.push.lease_id, engine.spec.identity, timeout_s) as session:
             receipt = session.push(begin.push, parts(itertools.chain([first], requests)))
             yield pb.PushPullResponse(receipt=_answered(engine, receipt))
             left_s = max(0.0, deadline - time.monotonic())
@@ -363,12 +370,6 @@ def _first(requests: Iterator[Any], part: str) -> Any:
     if request is None or isinstance(request, Part) or request.WhichOneof("part") != part:
         raise ConfigError(f"a stream must begin with {part!r}")
     return request
-
-
-def _data(answers: Generator[Any, None, None]) -> Generator[memoryview | bytes, None, None]:
-    with closing(answers):
-        for part in parts(answers):
-            yield part.data
 
 
 def _answered(engine: Engine, answer: pb.PushResponse) -> pb.PushResponse:

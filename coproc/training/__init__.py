@@ -162,8 +162,10 @@ class Run:
         address, token = self._cluster()
         pool = open_pool(config, self.data, self.session, self._tell)
         self.stack.callback(pool.close)
-        if waits_for_all(config, self.mode_module.CAPABILITIES):
-            require_slots(pool, config.workers)
+        able = self.mode_module.CAPABILITIES
+        if waits_for_all(config, able):
+            in_groups = able.waits_for_all == "in groups"
+            require_slots(pool, config.workers, "--group-size 1" if in_groups else "--consistency asp")
         self._tell("reading the data")
         destination = Destination(address, self.run, token, config.tls_authority)
         self.stack.callback(self._remove_data, destination)

@@ -62,7 +62,7 @@ _NOT_GIVEN: Any = None
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Dean et al., "Large Scale Distributed Deep Networks" (NIPS 2012), who took 1 and 1; 5 and 5 are tensorspark's.
     "downpour": {"consistency": "asp", "n_send": 5},
-    # Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server" (NIPS 2013), fig. 1.
+    # Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server" (NIPS 2013).
     "ssp": {"consistency": "ssp", "bound": 3, "n_send": 1},
     "bsp": {"consistency": "bsp", "n_send": 1},
 }

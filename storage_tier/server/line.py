@@ -29,7 +29,7 @@ LOG = logging.getLogger(__name__)
 # Each takes 64 KiB, and a thread while it is at a long call. Who finds none free uses gRPC.
 MAX_CONNECTIONS = 512
 _GREETING_S = 5.0
-# A client that takes no byte for so long is gone.
+# A client that takes no byte for so long, or sends none of what it has begun, is gone.
 _STALLED_S = 60
 # More bytes than these take long.
 _QUICK_BYTES = 64 << 10
@@ -87,9 +87,7 @@ class Taken:
         """
         assert len(view) <= self.left_bytes
         try:
-            self._stream.sock.settimeout(_STALLED_S)
             self._stream.take_into(view)
-            self._stream.sock.settimeout(None)
         except (OSError, EOFError):
             self.broken = True
             raise
@@ -112,7 +110,7 @@ class Call(NamedTuple):
     request_class: Any
     do: Callable[[Any, LineContext, Taken], tuple[Any, Raw]]
     errors: ErrorTable = TIER_ERRORS
-    """What it raises, and how that travels."""
+    """What it raises, and how that travels. The tier's own errors, and so the line's, travel as such in any case."""
 
 
 @dataclass(frozen=True)
@@ -276,6 +274,8 @@ class LineServer:
             if hmac.compare_digest(stream.take(len(self._greeting)), self._greeting):
                 sock.settimeout(None)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _STALLED_S, 0))
+                # Of TLS for both directions: OpenSSL goes on after a timeout of the kernel's.
+                stream.limit(_STALLED_S)
                 sock.sendall(WELCOME)
                 line = _Line(stream, self._end)
         except (OSError, EOFError) as error:
@@ -347,7 +347,8 @@ class LineServer:
         except Exception as error:
             if taken.broken:
                 raise  # the client left in the middle of its bytes, and nobody is there to be told
-            described, sentence = (call.errors if call is not None else TIER_ERRORS).describe(error)
+            errors = TIER_ERRORS if call is None or isinstance(error, TierError) else call.errors
+            described, sentence = errors.describe(error)
             content, kind = f"{described.__name__}\0{sentence}".encode(), FAILED
         with raw:
             # What a refusal has left would be taken for the next call.

@@ -135,6 +135,21 @@ def test_refusals_are_typed(far, name):
     model.delete()
 
 
+def test_a_lease_is_on_one_model_only(far, name):
+    small, large = make(far, f"{name}-1", SMALL), make(far, f"{name}-2")
+    with small.join(0) as worker, large.join(0) as other:
+        lease, lines = worker._attempt._lease, lines_of(other)
+        request = pb.PullRequest(name=large.name, lease_id=lease, timeout_ms=1000)
+        with pytest.raises(coproc.LeaseExpired):
+            by_line.pull(lines, request, np.zeros(LARGE, np.float32), in_seconds(2))
+        begin = pb.PushBegin(name=large.name, lease_id=lease, examples=1, loss=math.nan, timeout_ms=1000)
+        with pytest.raises(coproc.LeaseExpired):
+            by_line.push(lines, begin, gradient(0, SMALL), in_seconds(5))
+        assert (small.status().pushes_count, large.status().pushes_count) == (0, 0)
+    small.delete()
+    large.delete()
+
+
 def test_a_round_that_is_not_complete_in_time(far, name):
     model = make(far, name, consistency=coproc.Bsp(workers=2))
     with model.join(0) as worker, model.join(1) as other:
@@ -217,6 +232,44 @@ def test_an_answer_that_is_lost_is_asked_for_again(far, name, monkeypatch):
         assert set(worker.pull(3).flat) == {-6.0}
         assert model.status().pushes_count == 3
     model.delete()
+
+
+class Restored:
+    """A server whose model goes back to a checkpoint: all leases end, and who joins is told another epoch."""
+
+    def __init__(self):
+        self.epoch = 1
+
+    def Join(self, request, timeout):
+        header = pb.ResponseHeader(epoch=self.epoch)
+        return pb.JoinResponse(header=header, lease_id=str(self.epoch), lease_ttl_ms=60_000)
+
+    def Push(self, requests, timeout):
+        if next(requests).begin.lease_id != str(self.epoch):
+            raise coproc.LeaseExpired("it has ended")
+        return pb.PushResponse(next_step=1)
+
+    def Close(self, request, timeout):
+        return pb.CloseResponse()
+
+
+def test_a_join_that_fails_half_way_does_not_forget_that_the_model_went_back(far, name):
+    spec, server = make(far, name, SMALL).spec, Restored()
+    lines = iter([None, coproc.Unreachable("not there yet"), None])
+
+    def new_lines():
+        found = next(lines)
+        if found is not None:
+            raise found
+
+    worker = FarWorker(spec, server, "there", 0, 1, 10.0, new_lines=new_lines)
+    worker.slot(0)[:] = 1
+    server.epoch = 2
+    for _ in range(2):
+        with pytest.raises(coproc.LeaseExpired, match="restored from a checkpoint"):
+            worker.commit(0, 1, math.nan)
+    worker.close()
+    far.model(name).delete()
 
 
 def test_no_lines_is_a_way_too(far, name):

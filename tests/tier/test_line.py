@@ -6,15 +6,18 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from grpc import StatusCode
 
 from storage_tier import errors
 from storage_tier.client import TierClient
 from storage_tier.line import LineDown, Lines
 from storage_tier.server.line import NOTHING, Call, LineServer
 from storage_tier.v1 import tier_pb2
+from storage_tier.wire import ErrorTable
 
 from .contents import content
 from .line_talk import ASK, MIB, TICKET, soon
@@ -163,10 +166,22 @@ def test_several_files_are_published_at_once_or_not_at_all(client: TierClient, a
 # ---- the server's end
 
 
+class Other(Exception):
+    """An error of another service than the tier's."""
+
+
+OTHERS = ErrorTable(
+    {type(f"Other{code.name}", (Other,), {}): code for code in ErrorTable.REQUIRED} | {Other: StatusCode.UNKNOWN}
+)
+
+
 @pytest.fixture
 def lines(directory: Path) -> Iterator[tuple[LineServer, Callable[[], Lines], threading.Event, threading.Event]]:
     """A server whose one call waits for the event."""
     event, began = threading.Event(), threading.Event()
+
+    def fail(request: object, context: object, raw: object) -> tuple[object, object]:
+        raise Other("so")
 
     def wait(request: object, context: object, raw: object) -> tuple[object, object]:
         began.set()
@@ -175,7 +190,13 @@ def lines(directory: Path) -> Iterator[tuple[LineServer, Callable[[], Lines], th
 
     with LineServer(TICKET, max_calls=1) as server:
         server.bind(directory / "line", "127.0.0.1", 0, None)
-        server.start({"Status": Call(tier_pb2.StatusRequest, wait)})
+        server.start(
+            {
+                "Status": Call(tier_pb2.StatusRequest, wait),
+                "Others": Call(tier_pb2.StatusRequest, wait, OTHERS),
+                "Failing": Call(tier_pb2.StatusRequest, fail, OTHERS),
+            }
+        )
         made: list[Lines] = []
 
         def make() -> Lines:
@@ -199,6 +220,26 @@ def test_who_waits_for_a_turn_waits_no_longer_than_asked(lines: tuple) -> None:
     event.set()
     first.join(10)
     assert [one.block_count for one in answers] == [7]
+
+
+def test_what_the_line_refuses_is_told_to_the_callers_of_another_service_too(lines: tuple) -> None:
+    _, make, event, began = lines
+
+    def ask(name: str, timeout_s: float, question: object = ASK[1]) -> None:
+        with make().exchange(name, question, ASK[2], soon(timeout_s), errors=OTHERS):
+            pass
+
+    with pytest.raises(Other, match=r"^so$"):
+        ask("Failing", 10.0)
+    with pytest.raises(errors.InvalidRequest, match="cannot be read"):
+        ask("Failing", 10.0, SimpleNamespace(SerializeToString=lambda: b"\xff\xff\xff"))
+    first = threading.Thread(target=ask, args=("Others", 10.0))
+    first.start()
+    assert began.wait(10)
+    with pytest.raises(errors.DeadlineExceeded, match="busy with other calls"):
+        ask("Others", 0.3)
+    event.set()
+    first.join(10)
 
 
 def test_stop_lets_a_call_at_work_end_and_takes_no_more(lines: tuple, directory: Path) -> None:

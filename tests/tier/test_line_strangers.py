@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,14 @@ from storage_tier import errors
 from storage_tier.client import TierClient
 from storage_tier.client.connection import Connection
 from storage_tier.line import ANSWER, FAILED, FINE, MAGIC, REQUEST, TICKET_BYTES, WELCOME, LineDown, Lines
+from storage_tier.server.line import Call, LineServer, Raw
 from storage_tier.server.peers import RpcPeers
 from storage_tier.v1 import files_pb2 as pb
+from storage_tier.v1 import tier_pb2
+from storage_tier.wire import TlsServer
 
 from .contents import content
-from .line_talk import ASK, MIB, TICKET, soon
+from .line_talk import ASK, MIB, TICKET, made_certificate, soon
 
 # ---- a server that is not what it should be
 
@@ -264,3 +268,48 @@ def test_a_client_that_leaves_in_the_middle_of_its_bytes_publishes_nothing(share
                 ):
                     pass
         assert client.status().reservation_count == 0
+
+
+@pytest.fixture(params=["unix", "tcp", "tls"])
+def stalling(
+    request: pytest.FixtureRequest, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[socket.socket, threading.Event]]:
+    """A greeted connection to a server that waits for nobody longer than a second, and whether its call has ended."""
+    monkeypatch.setattr("storage_tier.server.line._STALLED_S", 1)
+    ended = threading.Event()
+
+    def pieces() -> Generator[bytes, None, None]:
+        try:
+            yield bytes(64 * MIB)  # more than the sockets hold
+        finally:
+            ended.set()
+
+    def give(question: object, context: object, raw: object) -> tuple[object, Raw]:
+        return tier_pb2.StatusResponse(), Raw(None, 0, 64 * MIB, pieces())
+
+    tls = TlsServer(*made_certificate(tmp_path)) if request.param == "tls" else None
+    with LineServer(TICKET, max_calls=1) as server:
+        port = server.bind(directory / ".tmp-line", "127.0.0.1", 0, tls)
+        server.start({"Status": Call(tier_pb2.StatusRequest, give)})
+        sock = dial(directory) if request.param == "unix" else socket.create_connection(("127.0.0.1", port), 10)
+        if tls is not None:
+            context = ssl.create_default_context(cafile=tls.certificate)
+            sock = context.wrap_socket(sock, server_hostname="tier")
+        with sock:
+            sock.settimeout(10)
+            sock.sendall(MAGIC + TICKET)
+            assert sock.recv(1) == WELCOME
+            yield sock, ended
+
+
+def test_who_stops_in_the_middle_of_a_request_is_not_waited_for(stalling: tuple) -> None:
+    sock, _ = stalling
+    sock.sendall(REQUEST.pack(6, 1000, 0, 0)[:5])
+    with contextlib.suppress(ConnectionResetError, ssl.SSLEOFError):
+        assert sock.recv(1) == b""
+
+
+def test_who_takes_nothing_of_an_answer_is_not_waited_for(stalling: tuple) -> None:
+    sock, ended = stalling
+    sock.sendall(REQUEST.pack(6, 1000, 0, 0) + b"Status")
+    assert ended.wait(10), "what the call holds, it holds no longer"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +21,8 @@ from storage_tier.server.line import Call, LineServer, unary_calls
 from storage_tier.server.rpc import RpcServer
 from storage_tier.v1 import files_pb2, files_pb2_grpc, tier_pb2, tier_pb2_grpc
 from storage_tier.wire import TIER_ERRORS, ErrorTable, TlsClient, channel, format_address, parse_address
+
+from .line_talk import made_certificate
 
 # ---- addresses
 
@@ -112,20 +112,7 @@ def test_a_token_that_cannot_travel_is_refused(token: str) -> None:
 
 
 def test_tls(serve: Callable[..., object], tmp_path: Path) -> None:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("the command openssl, which makes the certificate of this test, is not installed")
-    certificate, key = tmp_path / "server.crt", tmp_path / "server.key"
-    subprocess.run(
-        [
-            *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=tier"),
-            *("-addext", "subjectAltName=DNS:tier"),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=30,
-    )
+    certificate, key = made_certificate(tmp_path)
     server = serve(token="right-token", certificate=str(certificate), key=str(key))
     tls = TlsClient(ca=certificate, server_name="tier")
     with TierClient(server.address, token="right-token", tls=tls, near=False) as client:
