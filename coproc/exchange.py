@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from coproc.errors import ConfigError
 from coproc.layout import Flat
@@ -50,6 +50,21 @@ class Pushed(Protocol):
 
     @property
     def version_read(self) -> int: ...
+
+
+class Version(NamedTuple):
+    """A `Pulled` that is no more than that."""
+
+    version: int
+    flat: Flat
+
+
+class Taken(NamedTuple):
+    """A `Pushed` that is no more than that."""
+
+    step: int
+    version_read: int
+    duplicate: bool = False
 
 
 class Exchange(Protocol):

@@ -1,4 +1,4 @@
-"""A model over the wire, for clients on another host: the same worker face as `coproc.near`, by streams of bytes.
+"""A model over the wire, for clients on another host: the worker face of `coproc.near`, by the line or by gRPC.
 
 With a compression, fewer bytes travel; what they leave out is kept (`coproc.compression.feedback`). Exactly once holds
 for the decoded gradient: it is committed when all of it is staged and was found finite.
@@ -19,7 +19,15 @@ import numpy as np
 from coproc import by_line
 from coproc.compression import Compression, Replica, Residual, Sending
 from coproc.compression.feedback import Part
-from coproc.errors import ConfigError, CoprocError, LeaseExpired, PushRejected, ServerError, Timeout, Unreachable
+from coproc.errors import (
+    ConfigError,
+    CoprocError,
+    LeaseExpired,
+    ModelNotFound,
+    PushRejected,
+    ServerError,
+    Unreachable,
+)
 from coproc.layout import Flat
 from coproc.near import Receipt
 from coproc.spec import ModelSpec
@@ -159,11 +167,11 @@ class FarWorker:
             try:
                 with ERRORS.translated(self._peer):
                     self._stub.Renew(pb.RenewRequest(name=self.spec.name, lease_id=self._lease), timeout=self._ttl_s)
-            except (Unreachable, Timeout, LeaseExpired):
-                # The next call of the worker itself finds out, and joins again.
-                continue
-            except (CoprocError, ValueError):  # the model was deleted, or the client closed its channel
+            except (ModelNotFound, ValueError):  # it was deleted, or the client closed its channel
                 return
+            except CoprocError as error:
+                # The next call of the worker itself finds out, and joins again where that helps.
+                log.debug("the lease of worker %d was not renewed: %s", self.worker, error)
 
     def _again(self, call: Callable[[], T], deadline: float) -> T:
         joined = True

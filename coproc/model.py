@@ -241,19 +241,19 @@ class Model:
         request = pb.SetLearningRateRequest(name=self.name, learning_rate=learning_rate, identity=self.spec.identity)
         self._call("SetLearningRate", request)
 
-    def status(self) -> ModelStatus:
+    def status(self, timeout_s: float = 5.0) -> ModelStatus:
         """Counters of this model. One round trip.
 
         Raises:
             ModelNotFound; Unreachable: also while it is being restored.
         """
         for _ in range(2):
-            answer = self._call("GetStatus", pb.GetStatusRequest(), 5.0)
+            answer = self._call("GetStatus", pb.GetStatusRequest(), timeout_s)
             for status in answer.models:
                 if status.name == self.name:
                     return model_status(status)
             # Deleted; or its memory was lost, and it is there in a moment.
-            self._call("GetModel", pb.GetModelRequest(name=self.name), 5.0)
+            self._call("GetModel", pb.GetModelRequest(name=self.name), timeout_s)
         raise ModelNotFound(f"model {self.name!r} was deleted")
 
     def delete(self) -> None:

@@ -14,7 +14,16 @@ CONTRACT = {
     *("connect", "LocalCluster", "LocalServer"),
     *("Client", "Model", "Worker", "Snapshot", "Receipt", "ParamLayout"),
     *("Bsp", "Quorum", "Ssp", "Asp", "Checkpoints", "optim", "schedules", "compression"),
-    *("CoprocError", "ConfigError", "DataError", "Diverged", "LeaseExpired", "ModelExists", "ModelNotFound"),
+    *(
+        "CoprocError",
+        "ConfigError",
+        "DataError",
+        "DataLost",
+        "Diverged",
+        "LeaseExpired",
+        "ModelExists",
+        "ModelNotFound",
+    ),
     *(
         "OutOfMemory",
         "PushRejected",

@@ -21,10 +21,10 @@ from dataclasses import replace
 from typing import Any
 
 from coproc.errors import ConfigError, ModelExists, ServerError, Timeout, Unreachable, WorkerLost
-from coproc.exchange import Exchange, ExchangeSpec
+from coproc.exchange import Exchange, ExchangeSpec, Version
 from coproc.layout import Flat
 from coproc.modes.base import Capabilities, Mode, ModeSettings
-from coproc.modes.lockstep import FromStep, Lockstep, Version, shares
+from coproc.modes.lockstep import FromStep, Lockstep, shares
 from coproc.peers.blocks import put_down
 from coproc.peers.gang import GangExchange
 from coproc.peers.slices import Slices, Terms, translated

@@ -18,11 +18,11 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from coproc.errors import ConfigError
-from coproc.exchange import Exchange, ExchangeSpec
+from coproc.exchange import Exchange, ExchangeSpec, Version
 from coproc.layout import Flat
 from coproc.local import Descent
 from coproc.modes.base import Capabilities, Mode, ModeSettings
-from coproc.modes.lockstep import FromStep, Lockstep, Version, shares
+from coproc.modes.lockstep import FromStep, Lockstep, shares
 from coproc.optim import Optimizer
 from coproc.pools.base import Pool
 from coproc.worker import WorkerReport, WorkerTask

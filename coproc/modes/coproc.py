@@ -25,6 +25,8 @@ from storage_tier.wire import trust
 if TYPE_CHECKING:
     from coproc.near import Receipt
 
+# How long it waits for an answer each time.
+_ANSWER_S = 0.5
 # How often a group looks whether its model went back to a checkpoint.
 _LOOK_S = 1.0
 # How long a group that begins or ends waits for a server that restarts, or restores the model.
@@ -147,7 +149,7 @@ class _Life:
     def is_over(self, for_sure: bool = False) -> bool:
         """Whether the model went back to a checkpoint, as far as known: looked at once a second.
 
-        Blocks for some seconds where its server is down.
+        Blocks for a second where its server is down.
 
         Args:
             for_sure: ask now, and again until the server answers.
@@ -169,8 +171,8 @@ class _Life:
         deadline = time.monotonic() + patience_s
         while True:
             try:
-                return self._model.status().epoch
-            except (Unreachable, Timeout):  # each time after some seconds
+                return self._model.status(_ANSWER_S).epoch
+            except (Unreachable, Timeout):
                 if time.monotonic() >= deadline:
                     raise
 

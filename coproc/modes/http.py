@@ -10,14 +10,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from coproc.consistency import Asp, Bsp, Quorum
 from coproc.errors import ConfigError, CoprocError
-from coproc.exchange import Exchange, ExchangeSpec
+from coproc.exchange import Exchange, ExchangeSpec, Taken, Version
 from coproc.http.client import Connection, Served
 from coproc.layout import Flat, ParamLayout
 from coproc.modes.base import Capabilities, Mode, ModeSettings, ModeStatus, require_packages
@@ -35,23 +34,6 @@ CAPABILITIES = Capabilities(
     survives_server=False,
     needs=("starlette", "uvicorn"),
 )
-
-
-@dataclass(frozen=True)
-class HttpPulled:
-    """One version, in memory of the process that pulled it."""
-
-    version: int
-    flat: Flat
-
-
-@dataclass(frozen=True)
-class HttpPushed:
-    """The receipt of one push."""
-
-    step: int
-    duplicate: bool
-    version_read: int
 
 
 class HttpMode:
@@ -94,11 +76,11 @@ class HttpMode:
         """One job: the workers find the server by themselves."""
         return pool.run(tasks, stop=stop)
 
-    def snapshot(self, *, timeout_s: float) -> HttpPulled:
+    def snapshot(self, *, timeout_s: float) -> Version:
         flat = np.empty(self._layout.size, np.float32)
         with self._calling:
             version = self._connection.pull(flat, -1, timeout_s)
-        return HttpPulled(version, flat)
+        return Version(version, flat)
 
     def checkpoint(self, *, timeout_s: float) -> None:
         """Raises ConfigError: it writes none."""
@@ -149,28 +131,28 @@ class HttpExchange:
         self._held = -1
         """The version in `_params`; -1: none, or parts of one."""
 
-    def pull(self, *, timeout_s: float) -> HttpPulled:
+    def pull(self, *, timeout_s: float) -> Version:
         held, self._held = self._held, -1  # for where it fails when parts have arrived
         self.version = self._held = self._connection.pull(self._params, held, timeout_s, self._worker)
         view = self._params.view()
         view.flags.writeable = False
-        return HttpPulled(self._held, view)
+        return Version(self._held, view)
 
     def gradient(self, *, timeout_s: float) -> Flat:
         """It was sent when `push` returned: always free."""
         return self._gradient
 
-    def push(self, *, step: int, examples: int, loss: float, timeout_s: float, last: bool) -> HttpPushed:
+    def push(self, *, step: int, examples: int, loss: float, timeout_s: float, last: bool) -> Taken:
         return self._push(step, examples, loss, self._gradient, timeout_s)
 
     def skip(self, *, step: int, timeout_s: float) -> None:
         self._push(step, 0, float("nan"), None, timeout_s)
 
-    def _push(self, step: int, examples: int, loss: float, gradient: Flat | None, timeout_s: float) -> HttpPushed:
+    def _push(self, step: int, examples: int, loss: float, gradient: Flat | None, timeout_s: float) -> Taken:
         read = max(0, self._held)
         answer = self._connection.push(self._worker, step, examples, loss, read, gradient, timeout_s)
         self.next_step, self.version = answer["next_step"], answer["version"]
-        return HttpPushed(step, answer["duplicate"], read)
+        return Taken(step, read, answer["duplicate"])
 
     def leave(self) -> None:
         self._connection.leave(self._worker)

@@ -16,11 +16,11 @@ from typing import Any
 
 from coproc import optim
 from coproc.errors import ConfigError, whole
-from coproc.exchange import Exchange, ExchangeSpec
+from coproc.exchange import Exchange, ExchangeSpec, Version
 from coproc.layout import Flat, ParamLayout
 from coproc.local import Descent
 from coproc.modes.base import Capabilities, Mode, ModeSettings
-from coproc.modes.lockstep import FromStep, Lockstep, Share, Version, shares
+from coproc.modes.lockstep import FromStep, Lockstep, Share, shares
 from coproc.modes.vectors import Vectors, place_of, weighted_mean
 from coproc.pools.base import Pool
 from coproc.worker import WorkerReport, WorkerTask

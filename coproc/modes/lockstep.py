@@ -16,26 +16,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from coproc.errors import ConfigError, Unsupported
-from coproc.exchange import ExchangeSpec
+from coproc.exchange import ExchangeSpec, Taken, Version
 from coproc.layout import Flat, ParamLayout
 from coproc.modes.base import Capabilities, ModeSettings, ModeStatus
 from coproc.pools.base import Pool
 from coproc.worker import EpochReport, WorkerReport, WorkerTask, never
-
-
-class Version(NamedTuple):
-    """One whole version of the model."""
-
-    version: int
-    flat: Flat
-
-
-class Taken(NamedTuple):
-    """The receipt of a push: it counts when its round is over."""
-
-    step: int
-    version_read: int
-    duplicate: bool = False
 
 
 @dataclass
@@ -198,6 +183,7 @@ class FromStep:
         return self._out
 
     def push(self, *, step: int, examples: int, loss: float, timeout_s: float, last: bool) -> Taken:
+        """It counts when the round is over."""
         self.given(step, self.gradient(timeout_s=timeout_s), examples, loss, last)
         self.next_step = step + 1
         return Taken(step, self.version)

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from coproc.errors import ConfigError
-from coproc.exchange import Exchange, ExchangeSpec
+from coproc.exchange import Exchange, ExchangeSpec, Version
 from coproc.layout import Flat, ParamLayout
 from coproc.local import Descent
 from coproc.modes.base import Capabilities, Mode, ModeSettings
-from coproc.modes.lockstep import FromStep, Lockstep, Share, Version, shares
+from coproc.modes.lockstep import FromStep, Lockstep, Share, shares
 from coproc.modes.vectors import Vectors, place_of, weighted_mean
 from coproc.optim import Optimizer
 from coproc.pools.base import Pool

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import struct
 import sys
-from typing import NamedTuple
 
 import numpy as np
 
 from coproc.errors import ServerError, WorkerLost
+from coproc.exchange import Taken, Version
 from coproc.layout import Flat
 from coproc.local import Descent
 from coproc.peers.slices import Codes, Slices, coded, decode, translated
@@ -26,21 +26,6 @@ from storage_tier.errors import TierError
 
 # Before each slice: its step, its bytes, the examples behind it, their loss.
 _HEAD = struct.Struct("<qqqd")
-
-
-class Now(NamedTuple):
-    """What all peers have."""
-
-    version: int
-    flat: Flat
-
-
-class Added(NamedTuple):
-    """The receipt of a push: it counts when the group is over."""
-
-    step: int
-    version_read: int
-    duplicate: bool = False
 
 
 class GangExchange:
@@ -66,24 +51,24 @@ class GangExchange:
         self.next_step = terms.step
         self.version = 0
 
-    def pull(self, *, timeout_s: float) -> Now:
+    def pull(self, *, timeout_s: float) -> Version:
         """The parameters, as they are until the next push. No bytes move, but for the first."""
         self._meet(timeout_s)
-        return Now(self.version, self._params)
+        return Version(self.version, self._params)
 
     def gradient(self, *, timeout_s: float) -> Flat:
         self._meet(timeout_s)
         return self._gradient
 
-    def push(self, *, step: int, examples: int, loss: float, timeout_s: float, last: bool) -> Added:
-        """One step with all others; returns when this peer has the next weights.
+    def push(self, *, step: int, examples: int, loss: float, timeout_s: float, last: bool) -> Taken:
+        """One step with all others; returns when this peer has the next weights. It counts when the group is over.
 
         Raises:
             WorkerLost: one of them is gone, or nothing moves for `timeout_s`. What one of them failed with.
         """
         read = self.version
         self._together(step, examples, loss, timeout_s)
-        return Added(step, read)
+        return Taken(step, read)
 
     def skip(self, *, step: int, timeout_s: float) -> None:
         """As `push`, with an empty hand."""

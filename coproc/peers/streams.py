@@ -116,10 +116,13 @@ class Meeting:
         return Timeout(f"worker {self._peer} waits for a stream to worker{'s'[: len(away) > 1]} {', '.join(away)}")
 
     def _connect(self, other: int, address: tuple[str, int]) -> None:
+        stream: socket.socket | None = None
         try:
             stream = socket.create_connection(address, timeout=_HELLO_S)
             stream.sendall(_HELLO.pack(self._secret, self._peer))
         except OSError as error:
+            if stream is not None:
+                stream.close()
             raise self.lost(other, f"it does not answer at {address[0]}:{address[1]} ({error})") from None
         self._keep(other, stream)
 

@@ -112,13 +112,14 @@ def perform(text: str, stop: Callable[[], bool] = never, run_task: Callable[...,
     if "function" not in told:
         return run_task(WorkerTask.from_json(text), stop=stop).to_json()
     module, _, name = str(told["function"]).partition(":")
-    if not module.startswith("coproc.") or not name:
+    function: Any = getattr(importlib.import_module(module), name, None) if module.startswith("coproc.") else None
+    if getattr(function, "__module__", None) != module:  # what a module of the project has imported is not its own
         raise ConfigError(f"a task calls functions of coproc, as coproc.module:name, and not {told['function']!r:.100}")
-    return json.dumps(getattr(importlib.import_module(module), name)(**told["arguments"]))
+    return json.dumps(function(**told["arguments"]))
 
 
 def failure_text(error: BaseException) -> str:
-    """`error` as one line that `raise_failure` understands, wherever it is quoted."""
+    """`error` as one line that `failure_in` understands, wherever it is quoted."""
     if isinstance(error, TierError):
         error = as_coproc(error)
     if not isinstance(error, CoprocError):

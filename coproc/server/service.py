@@ -258,6 +258,8 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
 
     def _pull_raw(self, request: pb.PullRequest) -> tuple[pb.PullResponse, Raw]:
         size_bytes = 4 * self._models.get(request.name, request.identity).spec.layout.size
+        if not request.lease_id:
+            raise ConfigError("a pull by the line needs a lease: join, or pull by gRPC")
         sent = self._sent(request)
         first = next(sent)
         if first.replica:

@@ -240,6 +240,22 @@ def test_a_second_attempt_of_a_peer_ends_the_meeting_for_all(meet):
         first.join(10.0)
 
 
+def test_a_peer_that_is_gone_while_it_is_greeted_leaves_no_socket(meet, monkeypatch):
+    class Gone(socket.socket):
+        def sendall(self, data):
+            raise ConnectionResetError("gone")
+
+    ends = socket.socketpair()
+    gone = Gone(fileno=ends[0].detach())
+    first, second = meet(0), meet(1)
+    with pytest.raises(Timeout):
+        first.join(0.05)
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: gone)
+    with ends[1], pytest.raises(WorkerLost, match=r"worker 1 lost worker 0: it does not answer .*\(gone\)"):
+        second.join(10.0)
+    assert gone.fileno() == -1
+
+
 def test_a_peer_that_says_nothing_is_lost_in_time(meet):
     meetings = [meet(0), meet(1)]
     join_all(meetings)

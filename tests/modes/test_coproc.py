@@ -16,7 +16,7 @@ class Answering:
     def __init__(self, *answers):
         self._answers = list(answers)
 
-    def status(self):
+    def status(self, timeout_s=5.0):
         answer = self._answers.pop(0)
         if isinstance(answer, Exception):
             raise answer

@@ -36,7 +36,13 @@ def test_what_a_function_raises_is_raised_here(pool):
         pool.call(WHOLE, [arguments(7), arguments(8)])
 
 
-@pytest.mark.parametrize("function", ["os:getpid", "coprocessor.evil:do", "coproc.errors", "coproc.errors:"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        *("os:getpid", "coprocessor.evil:do", "coproc.errors", "coproc.errors:", "coproc.errors:nothing"),
+        *("coproc.modes.vectors:url_to_fs", "coproc.pools.processes:os"),
+    ],
+)
 def test_only_functions_of_the_project_are_called(function):
     with pytest.raises(ConfigError, match=r"calls functions of coproc, as coproc\.module:name"):
         InlinePool().call(function, [{}])
