@@ -32,7 +32,7 @@ def measure(name, tmp_path):
             "far",
             {
                 *[("push", "TCP stream"), ("pull", "TCP stream"), ("push, bf16", "push")],
-                *[("both at once", "the slower"), ("push_pull", "push, then pull")],
+                *[("both at once", "the slower"), ("push_pull, gRPC", "push, then pull, gRPC")],
             },
         ),
     ],
