@@ -27,7 +27,7 @@ from coproc.shared.control import Control, Row
 from coproc.shared.published import Published
 from coproc.shared.sums import Sums
 from coproc.spec import ModelSpec, check_identity, check_name
-from storage_tier.errors import TierError
+from storage_tier.errors import RegionNotFound, TierError
 from storage_tier.host import write_whole
 from storage_tier.regions import file_bytes
 from storage_tier.tier import Tier
@@ -81,12 +81,12 @@ class Models:
                 continue
             try:
                 spec = ModelSpec.from_json(description.read_text())
-                if not _is_alive(spec):
-                    shutil.rmtree(home)
-                    continue
                 for file in home.rglob("*"):
                     if file.is_file() and file != description:
                         self._tier.budget.adopt(str(file), file.stat().st_size)
+                if not _is_alive(spec):
+                    self._remove(home)
+                    continue
                 if Path(spec.home) == home and missing(spec):
                     self._torn[spec.name] = spec
                     continue
@@ -368,10 +368,14 @@ def _is_sequencers(spec: ModelSpec, params_path: Path) -> bool:
 
 
 def _is_alive(spec: ModelSpec) -> bool:
-    """Whether the model's control region is in reach and does not say that it is deleted."""
+    """Whether the model's control region is there and does not say that it is deleted.
+
+    Raises:
+        CorruptRegion: it is there, and damaged: whoever knows why may want the rest.
+    """
     try:
         control = Control.open(spec.control_path)
-    except TierError:
+    except RegionNotFound:
         return False
     deleted = control.deleted
     control.region.close()
