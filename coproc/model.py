@@ -360,7 +360,7 @@ class Worker:
         flush: bool = False,
         copy: bool = False,
     ) -> tuple[Receipt, Snapshot]:
-        """`push`, then `pull`, with what both promise; from another host one call and one round trip for both.
+        """`push`, then `pull`, with what both promise; by gRPC one call and one round trip for both.
 
         Arguments and errors are theirs; `timeout_s` is for both together. Once the gradient is committed, `next_step`
         is beyond its step and an error of the pull says so: don't push it again (it would be dropped), but `pull`.
