@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -106,8 +107,15 @@ class CoprocMode:
         self.model.checkpoint(timeout_s=timeout_s)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """A record of the model's log: it takes effect at one version on all shards."""
+        """A record of the model's log: it takes effect at one version on all shards.
+
+        A model that writes checkpoints writes one now. Should it lose its memory, it doesn't go back behind this
+        moment, to a rate that nobody would set again.
+        """
         self.model.set_learning_rate(learning_rate)
+        if self._settings.checkpoints is not None:
+            with suppress(CoprocError):  # no room there, say: as when it cannot write one by itself, training goes on
+                self.model.checkpoint(timeout_s=_PATIENCE_S)
 
     def status(self) -> ModeStatus:
         """The server's counters. One round trip."""
