@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +98,9 @@ class WorkerTask:
     n_send: int = 1
     """Batches whose gradients are accumulated into one push."""
 
+    trace: bool = False
+    """Tell each push in the report, not only sums."""
+
     leave_after_task: bool = False
     """Leave at the end of every task, not only of the last: for where a worker without a task would hold up
     the others."""
@@ -174,6 +177,22 @@ class EpochReport:
                 setattr(self, each.name, mine + theirs)
 
 
+class Sample(NamedTuple):
+    """One push, as the worker saw it."""
+
+    step: int
+    began_s: float
+    """When the worker turned to it; of the monotonic clock of its host."""
+    pull_s: float
+    compute_s: float
+    push_s: float
+    examples: int
+    loss: float
+    """Mean over the examples."""
+    staleness: int
+    duplicate: bool
+
+
 @dataclass(frozen=True)
 class WorkerReport:
     """What one task did."""
@@ -187,6 +206,8 @@ class WorkerReport:
     """It ended early because the driver asked."""
     wall_s: float
     """Seconds of the loop, opening of data and exchange included."""
+    samples: tuple[Sample, ...] = ()
+    """Of a task that is traced: its pushes, one after the other."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -194,7 +215,9 @@ class WorkerReport:
     @classmethod
     def from_json(cls, text: str) -> WorkerReport:
         parts = json.loads(text)
-        return cls(**{**parts, "epochs": tuple(EpochReport(**each) for each in parts["epochs"])})
+        epochs = tuple(EpochReport(**each) for each in parts["epochs"])
+        samples = tuple(Sample(*each) for each in parts.get("samples", ()))
+        return cls(**{**parts, "epochs": epochs, "samples": samples})
 
 
 class Backend(Protocol):
@@ -242,6 +265,7 @@ class Loop:
         self.source = source
         self.stop = stop
         self.epochs: dict[int, EpochReport] = {}
+        self.samples: list[Sample] = []
         self.stopped = False
         self._asked = False
         # A pull may be a view that the next push takes back; it has to outlive a push exactly where a
@@ -284,6 +308,7 @@ class Loop:
             self._asked = self.stop()
             return
 
+        turned_s, before = time.monotonic(), (report.pull_s, report.compute_s)
         began = time.perf_counter()
         out = self._wait(lambda wait_s: self.exchange.gradient(timeout_s=wait_s), step)
         report.pull_s += time.perf_counter() - began
@@ -310,7 +335,13 @@ class Loop:
         self._asked = self.stop()
         last = self._asked or self._next_gradient(step) >= task.until_step
         receipt = self.exchange.push(step=step, examples=examples, loss=loss, timeout_s=task.timeout_s, last=last)
-        report.push_s += time.perf_counter() - began
+        push_s = time.perf_counter() - began
+        report.push_s += push_s
+        if task.trace:
+            pull_s, compute_s = report.pull_s - before[0], report.compute_s - before[1]
+            self.samples.append(
+                Sample(step, turned_s, pull_s, compute_s, push_s, examples, loss, staleness, receipt.duplicate)
+            )
         if not self._keep_copy:
             self._params = None
         if receipt.duplicate:
@@ -386,6 +417,7 @@ def run_worker(
     source = _once_there(open_source or _open_source, task, stop)
     backend = (open_backend or _open_backend)(task)
     epochs: dict[int, EpochReport] = {}
+    samples: list[Sample] = []
     first_step: int | None = None
     lost_count = 0
     while True:
@@ -394,7 +426,7 @@ def run_worker(
             joined_at = exchange.next_step
             first_step = joined_at if first_step is None else first_step
             loop = Loop(task, exchange, backend, source, stop)
-            loop.epochs = epochs
+            loop.epochs, loop.samples = epochs, samples
             loop.run()
             next_step = exchange.next_step
             exchange.close()
@@ -414,6 +446,7 @@ def run_worker(
             epochs=tuple(epochs[each] for each in sorted(epochs)),
             stopped=loop.stopped,
             wall_s=time.perf_counter() - began,
+            samples=tuple(samples),
         )
 
 

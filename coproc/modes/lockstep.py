@@ -233,4 +233,5 @@ def joined(before: WorkerReport, after: WorkerReport) -> WorkerReport:
         first_step=before.first_step,
         epochs=tuple(epochs[each] for each in sorted(epochs)),
         wall_s=before.wall_s + after.wall_s,
+        samples=before.samples + after.samples,
     )

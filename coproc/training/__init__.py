@@ -28,7 +28,7 @@ from coproc.ingest import (
 )
 from coproc.modes.base import Mode, ModeSettings, load, taken
 from coproc.pools.base import Pool, require_slots
-from coproc.training.base import EpochRow, Plan, Progress, Result, TrainConfig
+from coproc.training.base import EpochRow, Group, Plan, Progress, Result, TrainConfig
 from coproc.training.fit import Fit, Outcome
 from coproc.training.measuring import measure
 from coproc.training.opening import is_frame, is_table, open_pool
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 # A path, an Arrow table, or a Spark DataFrame. Told apart when used: neither library is imported for that.
 Data: TypeAlias = Any
 
-__all__ = ["EpochRow", "Progress", "Result", "TrainConfig", "train"]
+__all__ = ["EpochRow", "Group", "Progress", "Result", "TrainConfig", "train"]
 
 CHECKPOINT_TIMEOUT_S = 60.0
 
@@ -74,6 +74,7 @@ def train(
     resume: bool = False,
     session: SparkSession | None = None,
     on_progress: Callable[[Progress], None] = silent,
+    on_group: Callable[[Group], None] | None = None,
     stop: Callable[[], bool] = never,
 ) -> Result:
     """Train a network on `data`; blocks until it is trained, stopped, or has failed.
@@ -90,6 +91,7 @@ def train(
             had (`coproc.training.resume.config_of`). A synchronous run ends with the bits of one that went through.
         session: the Spark to use; None: the DataFrame's, else the active one, else an embedded one.
         on_progress: called a few times a second, from another thread.
+        on_group: called after each group of tasks, whose reports then tell every push.
         stop: asked a few times a second; True ends the training with the newest version.
 
     Raises:
@@ -99,7 +101,7 @@ def train(
     """
     try:
         with contextlib.ExitStack() as stack:
-            run = Run(config, data, validation, output, resume, session, on_progress, stop, stack)
+            run = Run(config, data, validation, output, resume, session, on_progress, on_group, stop, stack)
             try:
                 return run.train()
             finally:
@@ -121,6 +123,7 @@ class Run:
         resume: bool,
         session: SparkSession | None,
         on_progress: Callable[[Progress], None],
+        on_group: Callable[[Group], None] | None,
         stop: Callable[[], bool],
         stack: contextlib.ExitStack,
     ) -> None:
@@ -129,6 +132,7 @@ class Run:
         self.validation = validation
         self.session = session
         self.on_progress = on_progress
+        self.on_group = on_group
         self.stop = stop
         self.stack = stack
         self.run = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
@@ -215,13 +219,16 @@ class Run:
             plan=plan,
             mode=mode,
             pool=pool,
-            tasks_of=lambda epoch, group: tasks_of_group(plan, mode.exchange_spec(), destination, epoch, group),
+            tasks_of=lambda epoch, group: tasks_of_group(
+                plan, mode.exchange_spec(), destination, epoch, group, trace=self.on_group is not None
+            ),
             evaluate=evaluate,
             measured_on=measured_on,
             on_progress=self.on_progress,
             on_row=self.output.row if self.output else lambda row: None,
             stop=self.stop,
             bring_back=bring_back,
+            on_group=self.on_group,
             first_epoch=first_epoch,
         )
         failure: CoprocError | None = None

@@ -19,6 +19,7 @@ from coproc.grads.base import GradientBackend
 from coproc.grads.mlp import ACTIVATIONS
 from coproc.shared.control import MAX_WORKERS
 from coproc.spec import Checkpoints, check_name
+from coproc.worker import WorkerReport
 
 Flat = NDArray[np.float32]
 ConsistencyName = Literal["bsp", "quorum", "ssp", "asp"]
@@ -426,6 +427,19 @@ class Progress:
     version: int = 0
     row: EpochRow | None = None
     """The history's new row, when an epoch has just ended."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one group of tasks was, as the driver saw it."""
+
+    epoch: int
+    """0 is the first, and so of the groups of an epoch."""
+    group: int
+    began_s: float
+    """Of the monotonic clock of the driver's host."""
+    ended_s: float
+    reports: tuple[WorkerReport, ...]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from coproc.errors import CoprocError, DataLost, Diverged, Unreachable
 from coproc.exchange import Pulled
 from coproc.modes.base import Mode, ModeStatus
 from coproc.pools.base import Pool
-from coproc.training.base import EpochRow, Flat, Plan, Progress
+from coproc.training.base import EpochRow, Flat, Group, Plan, Progress
 from coproc.worker import EpochReport, WorkerReport, WorkerTask
 
 # Often enough to look alive; one small call each.
@@ -60,6 +60,8 @@ class Fit:
     stop: Callable[[], bool]
     bring_back: Callable[[], None] | None = None
     """Called when the rows went with the memory of a host: puts the same ones there again."""
+    on_group: Callable[[Group], None] | None = None
+    """Told of each group that is over."""
     first_epoch: int = 0
     """Where a run that is resumed goes on; its workers know their steps."""
 
@@ -98,7 +100,10 @@ class Fit:
         with Watch(self.mode, plan, epoch, self.on_progress) as watch:
             for group in range(plan.groups_per_epoch):
                 tasks = self.tasks_of(epoch, group)
+                group_began = time.monotonic()
                 reports = self._group(tasks, lambda: self.stop() or watch.lost is not None)
+                if self.on_group is not None:
+                    self.on_group(Group(epoch, group, group_began, time.monotonic(), tuple(reports)))
                 add_up(total, reports)
                 if watch.lost is not None:
                     raise watch.lost

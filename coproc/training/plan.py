@@ -164,7 +164,7 @@ def waits_for_all(config: TrainConfig, capabilities: Capabilities) -> bool:
 
 
 def tasks_of_group(
-    plan: Plan, exchange: ExchangeSpec, destination: Destination, epoch: int, group: int
+    plan: Plan, exchange: ExchangeSpec, destination: Destination, epoch: int, group: int, *, trace: bool = False
 ) -> list[WorkerTask]:
     """The tasks of one group of an epoch (0-based), one for each worker that has something to do in it."""
     config = plan.config
@@ -199,6 +199,7 @@ def tasks_of_group(
                 end_step=config.epochs * pushes,
                 n_fetch=config.batches_per_fetch,
                 n_send=config.n_send,
+                trace=trace,
                 leave_after_task=leave_after_task,
             )
         )
