@@ -55,6 +55,9 @@ ROWS = [
     ["coproc.modes"],
     ["coproc.training", "coproc.testing", "coproc.bench"],
     ["coproc.spark"],
+    ["coproc.trials"],
+    ["coproc.contestants", "coproc.hosts", "coproc.report"],
+    ["coproc.compare"],
     ["coproc.cli"],
     ["coproc.__main__"],
 ]
@@ -106,6 +109,10 @@ BASES = {
         *("base", "closing", "digits", "show", "fs_options", "fs_text", "fs_bytes", "fs_names", "fs_transfer"),
         *("fs_blocks", "fs_places", "fs"),
     ],
+    "coproc.trials": ["base", "workloads", "metrics", "record", "memory"],
+    "coproc.hosts": ["base", "links", "namespaces"],
+    "coproc.report": ["words", "marks", "charts", "figures"],
+    "coproc.compare": ["grid", "experiments", "child", "runner"],
     "coproc.observers": ["paths", "gradients", "model_file", "source", "pushing"],
     "coproc.server": [
         "kernels",

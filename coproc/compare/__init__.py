@@ -1,0 +1,1 @@
+"""Comparisons: many trials, each in fresh processes, in turns."""

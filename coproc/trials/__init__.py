@@ -1,0 +1,1 @@
+"""Trials: one contestant on one piece of work, what is kept of it, and what is computed from that afterwards."""
