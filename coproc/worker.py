@@ -452,7 +452,7 @@ def run_worker(
 
 def _once_there(open_: Callable[[WorkerTask], T], task: WorkerTask, stop: Callable[[], bool]) -> T:
     """Open a part of the task; a server that restarts meanwhile, or brings back a model, is waited for."""
-    deadline = time.monotonic() + OPEN_WAIT_S
+    deadline = time.monotonic() + min(OPEN_WAIT_S, task.timeout_s)
     while True:
         try:
             return open_(task)

@@ -32,6 +32,7 @@ def task(worker=0, path="/runs/r/data/00000", address="coproc://127.0.0.1:1"):
         pushes_per_epoch=1,
         until_step=1,
         end_step=1,
+        timeout_s=0.5,
     )
 
 

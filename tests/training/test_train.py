@@ -467,6 +467,7 @@ def test_the_tier_keeps_nothing_of_a_run_that_fails_while_reading(settings, clus
 
 def test_servers_that_are_gone_end_the_training(settings, monkeypatch):
     monkeypatch.setattr("coproc.training.fit.LOST_AFTER_S", 0.5)
+    monkeypatch.setattr("coproc.modes.coproc._PATIENCE_S", 0.5)
     with coproc.LocalCluster(token="secret", memory_bytes=256 << 20) as cluster:
 
         def kill(progress):
