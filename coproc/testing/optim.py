@@ -1,7 +1,7 @@
 """What every optimizer must do: `OptimizerSuite`, to be inherited by a test class.
 
 Run over one list of (name, settings), which must name each optimizer of the folder at least once. An
-optimizer of one's own adds a case, and its formula in plain float64 numpy to `FORMULAS`.
+optimizer of one's own adds a case, and its formula to `coproc.testing.formulas`.
 
 The suite compares bits wherever the project promises bits: it makes inputs with a fixed seed and calls
 the compiled sweep through `apply`, and compares with numpy, with itself in another grouping, and with
@@ -19,15 +19,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from coproc import optim
 from coproc.optim import Optimizer
 from coproc.optim.base import Row
+from coproc.testing.formulas import FORMULAS, Exact, exact_compensated, exact_update
 
 Rows = tuple[Row, ...]
 """(params, *state)."""
-Exact = tuple[NDArray[np.float64], ...]
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("sgd", {"learning_rate": 0.5}),
@@ -59,177 +58,6 @@ SIZE = 1000  # 62 lines and a half
 STEPS = 6
 # One line, its neighbours, several lines unrolled, and a tail of each kind.
 TAILS = [1, 15, 16, 17, 31, 33, 63, 64, 65, 127, 250, 1023]
-
-
-# ---- the formulas, in float64
-
-
-def sgd(p: Any, state: Any, g: Any, t: int, learning_rate: float) -> Exact:
-    return (p - learning_rate * g,)
-
-
-def momentum(
-    p: Any, state: Any, g: Any, t: int, learning_rate: float, momentum: float = 0.9, nesterov: bool = False
-) -> Exact:
-    (v,) = state
-    v = momentum * v + g
-    return p - learning_rate * (g + momentum * v if nesterov else v), v
-
-
-def adam(
-    p: Any,
-    state: Any,
-    g: Any,
-    t: int,
-    learning_rate: float = 1e-3,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    epsilon: float = 1e-8,
-    weight_decay: float = 0.0,
-) -> Exact:
-    m, v = state
-    m = beta1 * m + (1 - beta1) * g
-    v = beta2 * v + (1 - beta2) * g**2
-    m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
-    return p - learning_rate * (m_hat / (np.sqrt(v_hat) + epsilon) + weight_decay * p), m, v
-
-
-def adamw(p: Any, state: Any, g: Any, t: int, **settings: float) -> Exact:
-    return adam(p, state, g, t, **{"weight_decay": 1e-2, **settings})
-
-
-def adagrad(
-    p: Any,
-    state: Any,
-    g: Any,
-    t: int,
-    learning_rate: float = 1e-2,
-    initial_accumulator_value: float = 0.0,
-    epsilon: float = 1e-10,
-) -> Exact:
-    (v,) = state
-    v = v + g**2
-    return p - learning_rate * g / (np.sqrt(v + initial_accumulator_value) + epsilon), v
-
-
-def rmsprop(
-    p: Any,
-    state: Any,
-    g: Any,
-    t: int,
-    learning_rate: float = 1e-2,
-    alpha: float = 0.99,
-    epsilon: float = 1e-8,
-    momentum: float = 0.0,
-) -> Exact:
-    v = alpha * state[0] + (1 - alpha) * g**2
-    b = g / (np.sqrt(v) + epsilon)
-    if not momentum:
-        return p - learning_rate * b, v
-    b = momentum * state[1] + b
-    return p - learning_rate * b, v, b
-
-
-def adadelta(
-    p: Any, state: Any, g: Any, t: int, learning_rate: float = 1.0, rho: float = 0.9, epsilon: float = 1e-6
-) -> Exact:
-    v, u = state
-    v = rho * v + (1 - rho) * g**2
-    d = np.sqrt(u + epsilon) / np.sqrt(v + epsilon) * g
-    return p - learning_rate * d, v, rho * u + (1 - rho) * d**2
-
-
-def ftrl(
-    p: Any, state: Any, g: Any, t: int, learning_rate: float, beta: float = 1.0, l1: float = 0.0, l2: float = 0.0
-) -> Exact:
-    """The paper's, with z. It knows no first parameters but 0: others are z, as long as l1 and l2 are not at work."""
-    before, pull = state
-    n = before + g**2
-    z = -(p * (beta + np.sqrt(before)) + pull) / learning_rate
-    z = z + g - (np.sqrt(n) - np.sqrt(before)) / learning_rate * p
-    p = np.where(abs(z) > l1, -(z - np.sign(z) * l1) / ((beta + np.sqrt(n)) / learning_rate + l2), 0)
-    return p, n, -z * learning_rate - p * (beta + np.sqrt(n))
-
-
-def lion(
-    p: Any,
-    state: Any,
-    g: Any,
-    t: int,
-    learning_rate: float = 1e-4,
-    beta1: float = 0.9,
-    beta2: float = 0.99,
-    weight_decay: float = 0.0,
-) -> Exact:
-    (m,) = state
-    step = np.sign(beta1 * m + (1 - beta1) * g) + weight_decay * p
-    return p - learning_rate * step, beta2 * m + (1 - beta2) * g
-
-
-def average(p: Any, state: Any, g: Any, t: int, learning_rate: float = 1.0, combine: str = "mean") -> Exact:
-    return (p - learning_rate * (p - g),)
-
-
-def lars(
-    p: Any,
-    state: Any,
-    g: Any,
-    t: int,
-    learning_rate: float,
-    momentum: float = 0.9,
-    trust: float = 1e-3,
-    vectors: bool = False,
-    weight_decay: float = 0.0,
-    norms: tuple[float, float] = (1.0, 1.0),
-) -> Exact:
-    """Of one tensor, whose norms are given."""
-    (v,) = state
-    ratio = trust * norms[0] / (norms[1] + weight_decay * norms[0])
-    v = momentum * v + ratio * (g + weight_decay * p)
-    return p - learning_rate * v, v
-
-
-def lamb(
-    p: Any,
-    state: Any,
-    g: Any,
-    t: int,
-    learning_rate: float = 1e-3,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    epsilon: float = 1e-6,
-    vectors: bool = False,
-    weight_decay: float = 0.01,
-    norms: tuple[float, float] = (1.0, 1.0),
-) -> Exact:
-    """Of one tensor, whose norms are given."""
-    settings = {"beta1": beta1, "beta2": beta2, "epsilon": epsilon, "weight_decay": weight_decay}
-    return adam(p, state, g, t, learning_rate * norms[0] / norms[1], **settings)
-
-
-FORMULAS: dict[str, Callable[..., Exact]] = {
-    each.__name__: each
-    for each in (sgd, momentum, adam, adamw, adagrad, rmsprop, adadelta, ftrl, lion, average, lars, lamb)
-}
-
-
-def exact_update(optimizer: Optimizer, exact: Exact, g: NDArray[np.float64], step: int) -> Exact:
-    """An update in float64: the gradient clipped and decayed, as all optimizers have it, then the formula.
-
-    Where delays are compensated, `g` is already: see `exact_compensated`.
-    """
-    settings = {key: value for key, value in optimizer.to_config().items() if key not in ("name", "delay_compensation")}
-    limit = settings.pop("clip_value", np.inf)
-    g = np.clip(g, -limit, limit)
-    if not optimizer.decouples_decay:
-        g = g + settings.pop("weight_decay", 0.0) * exact[0]
-    return FORMULAS[optimizer.name](exact[0], exact[1:], g, step, **settings)
-
-
-def exact_compensated(optimizer: Optimizer, g: Any, params: Any, base: Any) -> Any:
-    """A gradient that was computed on `base` and is descended onto `params`, in float64."""
-    g = np.asarray(g, np.float64)
-    return g + optimizer.delay_compensation * (params - np.asarray(base, np.float64)) * g * g
 
 
 # ---- inputs

@@ -20,8 +20,9 @@ from google.protobuf.message_factory import GetMessageClass
 
 from storage_tier.blocks import Block
 from storage_tier.errors import DeadlineExceeded, InvalidRequest, ServerFailed, TierError
-from storage_tier.line import ANSWER, FAILED, FINE, MAGIC, REQUEST, TICKET_BYTES, WELCOME, Stream, short_path, tune
+from storage_tier.line import ANSWER, FAILED, FINE, MAGIC, REQUEST, TICKET_BYTES, WELCOME
 from storage_tier.server.leader import LeaderFollowers
+from storage_tier.streams import Stream, short_path, tune
 from storage_tier.wire import CHUNK_BYTES, MAX_MESSAGE_BYTES, TIER_ERRORS, ErrorTable, TlsServer
 
 LOG = logging.getLogger(__name__)

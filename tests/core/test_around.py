@@ -10,7 +10,7 @@ import pytest
 
 import coproc
 from coproc import schedules
-from coproc.testing.optim import exact_update, lamb, lars
+from coproc.testing.formulas import exact_update, lamb, lars
 
 SHAPES: dict[str, tuple[int, ...]] = {"a": (700, 3), "b": (33,), "c": (50, 41)}
 # Two shards of it are stored past the caches, and no tensor but the first begins at a whole line.

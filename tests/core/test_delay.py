@@ -9,7 +9,7 @@ import pytest
 
 import coproc
 from coproc.shared.seats import Seat
-from coproc.testing.optim import exact_compensated, exact_update
+from coproc.testing.formulas import exact_compensated, exact_update
 from coproc.worker import Loop, WorkerTask
 from storage_tier.regions import file_bytes
 

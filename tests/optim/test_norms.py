@@ -10,7 +10,8 @@ import pytest
 from coproc import optim
 from coproc.errors import ConfigError
 from coproc.optim import norms
-from coproc.testing.optim import SIZE, adam, exact_compensated, gradients, shares
+from coproc.testing.formulas import adam, exact_compensated
+from coproc.testing.optim import SIZE, gradients, shares
 
 SCRATCH = np.empty(64, np.float32)
 
