@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import cast
 
 from coproc.errors import ConfigError, CoprocError, Unsupported
 from coproc.server.early import METHOD, EarlyPulls
@@ -125,6 +127,9 @@ def _serve(config: ServeConfig, tier: Tier, stop: threading.Event) -> None:
         rpc = open_.enter_context(RpcServer(config.host, config.port, config.token, tls_server, MOST_CALLS))
         early = EarlyPulls(tier.directory / "models")
         rpc.begin({METHOD: early.pull})
+        # The compiler asks for scipy's linear algebra where it is installed, which is long to import, and has no use for
+        # it here: for it, in this process, there is none.
+        sys.modules.setdefault("scipy.linalg", cast(ModuleType, None))
         # The compiler, the catalog and all that needs them: four times what was imported so far.
         from coproc.server.models import Models
         from coproc.server.service import CoprocessorService

@@ -67,7 +67,7 @@ def test_its_server_killed_at(name, variable, point, size):
             goal = model.version + 100
             until(lambda: model.version > goal or workers.failures)
             last = model.checkpoint()
-            steps = [workers.end()] * working.COUNT
+            steps = workers.end()
             workers.join()
             snapshot = model.snapshot()
             assert (snapshot.flat == working.value_at(coproc.Asp(), snapshot.version, steps)).all()
@@ -94,7 +94,7 @@ def test_the_server_of_another_shard_killed_meanwhile(name, point):
             del server.environment["COPROC_FAILPOINT"]
             server.restart()
             last = model.checkpoint()
-            steps = [workers.end()] * working.COUNT
+            steps = workers.end()
             workers.join()
             snapshot = model.snapshot()
             assert (snapshot.flat == working.value_at(coproc.Asp(), snapshot.version, steps)).all()

@@ -111,8 +111,9 @@ PUSH_POINTS = [point for point in probe.POINTS if point.startswith("push.")]
 # Of near workers these points are in their own process; of far ones in the server's as well.
 NEAR_POINTS = [point for point in probe.POINTS if point not in {*PUSH_POINTS, *ELSEWHERE}]
 FAR_POINTS = [*PUSH_POINTS, *NEAR_POINTS]
-# Each with one rule; the others take turns.
+# Each with one rule; the others take turns, and have all of them in the slow matrix.
 SOME_FAR_POINTS = {rule: FAR_POINTS[n :: len(CONSISTENCIES)] for n, rule in enumerate(CONSISTENCIES)}
+SOME_NEAR_POINTS = {rule: NEAR_POINTS[n % 2 :: 2] for n, rule in enumerate(CONSISTENCIES)}
 
 
 def test_no_point_is_forgotten():
@@ -121,6 +122,7 @@ def test_no_point_is_forgotten():
     assert set(itertools.chain(*found)) == set(probe.POINTS)
     for points in ([*PUSH_POINTS, *NEAR_POINTS], FAR_POINTS, list(itertools.chain(*SOME_FAR_POINTS.values()))):
         assert sorted([*points, *ELSEWHERE]) == sorted(probe.POINTS)
+    assert set(itertools.chain(*SOME_NEAR_POINTS.values())) == set(NEAR_POINTS)
     for point, where in ELSEWHERE.items():
         assert point in Path(__file__).with_name(f"{where}.py").read_text()
 
@@ -163,7 +165,7 @@ def killed_in_a_row(consistency, points, *, near=True, servers=1, victim=0):
             if point.startswith("checkpoint."):
                 working.checkpoint_until_it_dies(model, server)
             working.assert_killed(server, point)
-            steps = [workers.end()] * working.COUNT
+            steps = workers.end()
             del server.environment["COPROC_FAILPOINT"]
             if following is not None:
                 server.environment |= armed(following)
@@ -174,6 +176,13 @@ def killed_in_a_row(consistency, points, *, near=True, servers=1, victim=0):
             model.delete()
 
 
+@pytest.mark.parametrize("rule", CONSISTENCIES)
+def test_a_server_killed_at(rule):
+    killed_in_a_row(CONSISTENCIES[rule], SOME_NEAR_POINTS[rule])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("rule", CONSISTENCIES)
 def test_a_server_killed_at_each_point(rule):
     killed_in_a_row(CONSISTENCIES[rule], NEAR_POINTS)

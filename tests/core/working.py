@@ -24,7 +24,8 @@ class Workers:
     def __init__(self, model):
         self.failures = []
         self._lock = threading.Lock()
-        self._begun, self._end = 0, None
+        self._begun, self._ends = [0] * COUNT, None
+        self._together = not isinstance(model.spec.consistency, coproc.Asp)
         self._threads = [threading.Thread(target=self._work, args=(model, n)) for n in range(COUNT)]
         for thread in self._threads:
             thread.start()
@@ -32,7 +33,7 @@ class Workers:
     def _work(self, model, number):
         try:
             with model.join(worker=number) as worker:
-                while self._begins(worker.next_step):
+                while self._begins(number, worker.next_step):
                     worker.pull(timeout_s=60)
                     worker.gradient(timeout_s=60)[:] = number + 1
                     worker.push(timeout_s=60)
@@ -40,16 +41,17 @@ class Workers:
         except BaseException as error:
             self.failures.append(error)
 
-    def _begins(self, step):
+    def _begins(self, number, step):
         with self._lock:
-            self._begun = max(self._begun, step + 1)
-            return self._end is None or step < self._end
+            self._begun[number] = step + 1
+            return self._ends is None or step < self._ends[number]
 
     def end(self):
-        """Have both end at the same step; its number."""
+        """Have both end soon, at the same step but in `Asp`, where one may be far behind; the number of each."""
         with self._lock:
-            self._end = self._begun + MORE
-        return self._end
+            begun = [max(self._begun)] * COUNT if self._together else self._begun
+            self._ends = [step + MORE for step in begun]
+        return self._ends
 
     def join(self):
         """Wait until they have."""
