@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ class Point:
 
     pool: str = "spark"
 
+    master: str | None = None
+    """The Spark of this pool: local[2], or local-cluster[2,1,1024]; None: local, with a slot for each worker."""
+
     seed: int = 0
 
     target_loss: float | None = None
@@ -110,8 +113,8 @@ class Run:
     """(worker, step, began_s, pull_s, compute_s, push_s, examples, loss, staleness) of each gradient."""
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
-    """epoch (1 the first), train_s since the first group began without the validations, loss, and what was measured on
-    the test data: accuracy, auc, …"""
+    """epoch (1 the first), train_s since the first group began without the validations, train_loss (mean over the
+    epoch's examples, each at the parameters of its step), and what was measured on the test data: loss, accuracy, …"""
 
     costs: dict[str, float] = field(default_factory=dict)
     """As `coproc.modes.base.Costs`; what is not there nobody has counted."""
@@ -130,3 +133,44 @@ class Run:
 
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of the libraries at work."""
+
+    link: dict[str, dict[str, int]] | None = None
+    """in_bytes and out_bytes of each emulated host's link, by the host's number, from the first group on."""
+
+
+def labels(points: Iterable[Point]) -> dict[str, str]:
+    """What to call each point, by its id: its label, or the contestant and what tells it from others."""
+    told = list({point.id: point for point in points}.values())
+    values = [asdict(point) for point in told]
+    varied = [
+        name
+        for name in (each.name for each in fields(Point))
+        if name not in ("contestant", "label") and len({repr(each[name]) for each in values}) > 1
+    ]
+    found: dict[str, str] = {}
+    for point, each in zip(told, values, strict=True):
+        peers = [other for other in values if other["contestant"] == point.contestant]
+        own = [
+            f"{name}={_word(each[name])}"
+            for name in varied
+            if each[name] is not None and (name == "workload" or len({repr(other[name]) for other in peers}) > 1)
+        ]
+        found[point.id] = point.label or " ".join([point.contestant, *own])
+    return found
+
+
+def _word(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+class Tell(Protocol):
+    """What a contestant calls while it runs, as often as it likes; cheap, from any thread."""
+
+    def __call__(self, phase: str, *, epoch: int = 0, steps: float = 0.0, loss: float | None = None) -> None:
+        """`phase` in words ("starting Spark", "training", …); `epoch` 1 is the first; `steps` are done, of all
+        workers by their number; `loss` of the last moments."""
+        ...
+
+
+def silent(phase: str, *, epoch: int = 0, steps: float = 0.0, loss: float | None = None) -> None:
+    """Tells nobody."""
