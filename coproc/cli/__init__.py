@@ -15,6 +15,7 @@ def application() -> Any:
 
     from coproc.cli.base import DEBUG_VARIABLE, PROGRAM
     from coproc.cli.bench import bench
+    from coproc.cli.compare import compare
     from coproc.cli.fs import application as fs
     from coproc.cli.serve import serve
     from coproc.cli.status import status
@@ -52,7 +53,7 @@ def application() -> Any:
     ) -> None:
         pass
 
-    for command in (train, serve, status, bench):
+    for command in (train, compare, serve, status, bench):
         app.command()(command)
     app.add_typer(fs())
     return app
