@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 from coproc.errors import ConfigError, ModelExists, ServerError, Timeout, Unreachable, WorkerLost
-from coproc.exchange import Exchange, ExchangeSpec, Version
+from coproc.exchange import Exchange, ExchangeSpec, Spent, Version
 from coproc.layout import Flat
 from coproc.modes.base import Capabilities, Mode, ModeSettings
 from coproc.modes.lockstep import FromStep, Lockstep, shares
@@ -29,7 +29,7 @@ from coproc.peers.blocks import put_down
 from coproc.peers.gang import GangExchange
 from coproc.peers.slices import Slices, Terms, translated
 from coproc.pools.base import ATTEMPT_LIMIT, Pool
-from coproc.worker import WorkerReport, WorkerTask, never
+from coproc.worker import WorkerReport, WorkerTask
 from storage_tier.errors import PathExists
 
 CAPABILITIES = Capabilities(
@@ -110,7 +110,7 @@ class AllReduceMode(Lockstep):
     def version(self) -> int:
         return self._updates
 
-    def run(self, pool: Pool, tasks: Sequence[WorkerTask], *, stop: Callable[[], bool] = never) -> list[WorkerReport]:
+    def group(self, pool: Pool, tasks: Sequence[WorkerTask], stop: Callable[[], bool]) -> list[WorkerReport]:
         """One job, by streams, or two jobs a step; [] where it was stopped and nothing of it is in the model.
 
         Raises:
@@ -120,7 +120,7 @@ class AllReduceMode(Lockstep):
         gang = len(tasks) == self._slices.terms.peers and all(task.until_step == until for task in tasks)
         if gang and until > self.step + 1 and self._slices.terms.tls_authority is None:
             return self._together(pool, tasks, until, stop)
-        return super().run(pool, tasks, stop=stop)
+        return super().group(pool, tasks, stop)
 
     def _terms(self, end: str, until: int) -> Terms:
         return self._slices.at(
@@ -141,8 +141,7 @@ class AllReduceMode(Lockstep):
         self, pool: Pool, tasks: Sequence[WorkerTask], stop: Callable[[], bool]
     ) -> tuple[list[WorkerReport], Callable[[], None]]:
         """The first job; what is left to do is the second."""
-        self.traffic.jobs_count += 1
-        reports = pool.run(tasks, stop=stop)
+        reports = self.job(pool, tasks, stop)
         return reports, lambda: self._reduce(pool, reports)
 
     def _reduce(self, pool: Pool, reports: Sequence[WorkerReport]) -> None:
@@ -151,8 +150,10 @@ class AllReduceMode(Lockstep):
             return  # everybody has skipped
         terms = self._terms(str(self.step + 1), self.step + 1)
         common = {"terms": terms.to_settings(), "given": [[worker, *given[worker]] for worker in given]}
-        self.traffic.jobs_count += 1
+        self.counted.jobs_count += 1
         told = pool.call(_REDUCE, [{**common, "owner": owner} for owner in range(terms.peers)])
+        for each in told:
+            self.counted.add(Spent(**each["spent"]))
         self._adopt(terms.end, told)
 
     # ---- one job
@@ -165,9 +166,8 @@ class AllReduceMode(Lockstep):
             began = time.monotonic()
             terms = self._terms(f"{until}-{attempt}", until)
             spec = ExchangeSpec(self.name, {"from_step": self.step, "terms": terms.to_settings()})
-            self.traffic.jobs_count += 1
             try:
-                reports = pool.run([replace(task, exchange=spec) for task in tasks], stop=stop)
+                reports = self.job(pool, [replace(task, exchange=spec) for task in tasks], stop)
             except WorkerLost:
                 self._slices.remove(terms.end)
                 if stop():
@@ -190,8 +190,6 @@ class AllReduceMode(Lockstep):
             raise ServerError(f"{len(told)} of {self._slices.terms.peers} slices of version {version} are there")
         old, self._version = self._version, version
         self._updates = int(told[0]["updates"])
-        self.traffic.worker_out_bytes += sum(int(each["sent_bytes"]) for each in told)
-        self.traffic.worker_in_bytes += sum(int(each["received_bytes"]) for each in told)
         self._settle()
         self._leaving = self._remover.submit(self._slices.remove, old)
 
@@ -233,6 +231,7 @@ class BlocksExchange(FromStep):
     def __init__(self, slices: Slices, worker: int) -> None:
         super().__init__(slices.terms.step, slices.layout.size)
         self._slices = slices
+        self.spent = slices.spent
         self._worker = worker
         self._params: Flat | None = None
 

@@ -15,7 +15,7 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from coproc.compression import Compression
 from coproc.errors import ConfigError, ModelExists
-from coproc.exchange import ExchangeSpec, Pulled
+from coproc.exchange import ExchangeSpec, Pulled, Spent
 from coproc.pools.base import Pool
 from coproc.worker import WorkerReport, WorkerTask, never
 
 # Files of this folder that several modes are made of.
-_PARTS = {"base", "vectors", "lockstep"}
+_PARTS = {"base", "driver", "vectors", "lockstep"}
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,10 @@ class ModeSettings:
     storage_url: str | None = None
     """`storage`: a folder at any URL that fsspec knows and all hosts reach; None: in the tier."""
 
+    parts: bool = False
+    """`coproc`: the model in parts, one on each server, which may then be on several hosts; see `coproc.parts` for what
+    this promises less."""
+
 
 @dataclass(frozen=True)
 class ModeStatus:
@@ -136,6 +140,45 @@ class ModeStatus:
     staleness_mean: float
     staleness_max: int
     pushes_per_s: float
+
+
+@dataclass
+class Costs:
+    """What training has cost so far: bytes of gradients and parameters, as they travelled, without headers.
+
+    Of tasks that died and were run again: the last attempt. Snapshots are not counted: they are no part of a step.
+    """
+
+    jobs_count: int = 0
+    """On the pool."""
+    driver_in_bytes: int = 0
+    driver_out_bytes: int = 0
+    worker_in_bytes: int = 0
+    """Of all workers together, and so below."""
+    worker_out_bytes: int = 0
+    server_in_bytes: int = 0
+    """Of all servers together, those of files too: whoever has what others read."""
+    server_out_bytes: int = 0
+    local_bytes: int = 0
+    """Of the workers' bytes: through the memory of one host, nothing on a wire. What is read as a view counts whole,
+    though nothing moves."""
+    update_s: float = 0.0
+    """Seconds of descents, by whoever does them, added up: of shards and slices that descend at the same time, all."""
+
+    def add(self, spent: Spent) -> None:
+        """Add what one task has spent."""
+        self.worker_in_bytes += spent.in_bytes
+        self.worker_out_bytes += spent.out_bytes
+        self.local_bytes += spent.local_bytes
+        self.update_s += spent.update_s
+
+    def through_files(self) -> Costs:
+        """The same, where servers keep all that workers and driver give, as files, until others read it."""
+        return replace(
+            self,
+            server_in_bytes=self.worker_out_bytes + self.driver_out_bytes,
+            server_out_bytes=self.worker_in_bytes + self.driver_in_bytes,
+        )
 
 
 @runtime_checkable
@@ -174,6 +217,10 @@ class Mode(Protocol):
 
     def status(self) -> ModeStatus | None:
         """Counters of the run so far, or None where the mode has none. One round trip at most."""
+        ...
+
+    def costs(self) -> Costs:
+        """What all groups have cost so far. One round trip at most."""
         ...
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -21,7 +21,7 @@ from coproc.errors import ConfigError
 from coproc.exchange import Exchange, ExchangeSpec, Version
 from coproc.layout import Flat
 from coproc.local import Descent
-from coproc.modes.base import Capabilities, Mode, ModeSettings
+from coproc.modes.base import Capabilities, Costs, Mode, ModeSettings
 from coproc.modes.lockstep import FromStep, Lockstep, shares
 from coproc.optim import Optimizer
 from coproc.pools.base import Pool
@@ -89,19 +89,18 @@ class BroadcastMode(Lockstep):
         self, pool: Pool, tasks: Sequence[WorkerTask], stop: Callable[[], bool]
     ) -> tuple[list[WorkerReport], Callable[[], None]]:
         there = cast(Aggregating, pool)
-        descent, traffic, size_bytes = self._descent, self.traffic, self._descent.params.nbytes
+        descent, counted = self._descent, self.counted
         total, texts, came_bytes = there.aggregate(
             descent.params, gradient, [task.to_json() for task in tasks], stop=stop
         )
         reports = [WorkerReport.from_json(text) for text in texts]
-        traffic.jobs_count += 1
-        traffic.driver_out_bytes += size_bytes
-        traffic.driver_in_bytes += came_bytes
+        counted.jobs_count += 1
+        counted.driver_out_bytes += descent.params.nbytes
+        counted.driver_in_bytes += came_bytes
+        self.take(reports)
 
         def advance() -> None:
             given = shares(reports)
-            traffic.worker_in_bytes += len(given) * size_bytes
-            traffic.worker_out_bytes += len(given) * size_bytes
             if total is not None:
                 examples = sum(each.examples for each in given)
                 np.multiply(total, np.float32(1 / examples), out=total)
@@ -115,6 +114,9 @@ class BroadcastMode(Lockstep):
 
     def set_learning_rate(self, learning_rate: float) -> None:
         self._descent.learning_rate = learning_rate
+
+    def costs(self) -> Costs:
+        return replace(self.counted, update_s=self._descent.busy_s)
 
     def close(self) -> None:
         """The model is this process's: it goes with it."""
@@ -143,9 +145,11 @@ class Captured(FromStep):
         self._given = given
 
     def pull(self, *, timeout_s: float) -> Version:
+        self.spent.came(self._given.params.nbytes)
         return Version(self.version, self._given.params)
 
     def given(self, step: int, gradient: Flat, examples: int, loss: float, last: bool) -> None:
+        self.spent.went(gradient.nbytes)
         self._given.total = np.multiply(gradient, np.float32(examples), out=gradient)
 
 

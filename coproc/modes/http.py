@@ -10,17 +10,19 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from coproc.consistency import Asp, Bsp, Quorum
 from coproc.errors import ConfigError, CoprocError
-from coproc.exchange import Exchange, ExchangeSpec, Taken, Version
+from coproc.exchange import Exchange, ExchangeSpec, Spent, Taken, Version
 from coproc.http.client import Connection, Served
 from coproc.layout import Flat, ParamLayout
-from coproc.modes.base import Capabilities, Mode, ModeSettings, ModeStatus, require_packages
-from coproc.worker import WorkerReport, WorkerTask, never
+from coproc.modes.base import Capabilities, Costs, Mode, ModeSettings, ModeStatus, require_packages
+from coproc.modes.driver import Driver
+from coproc.worker import WorkerReport, WorkerTask
 from storage_tier.wire import parse_address
 
 if TYPE_CHECKING:
@@ -36,10 +38,11 @@ CAPABILITIES = Capabilities(
 )
 
 
-class HttpMode:
+class HttpMode(Driver):
     """Driver face: a server's process."""
 
     capabilities = CAPABILITIES
+    name = "http"
 
     def __init__(self, settings: ModeSettings) -> None:
         """Start it.
@@ -48,6 +51,7 @@ class HttpMode:
             ConfigError: a rule of consistency that it does not know; TLS, which it has not; packages that are missing.
             ServerError: it did not start.
         """
+        super().__init__()
         self.settings = settings
         workers, least, most = _updates(settings.consistency)
         if settings.tls_authority is not None:
@@ -72,9 +76,9 @@ class HttpMode:
     def exchange_spec(self) -> ExchangeSpec:
         return ExchangeSpec("http", {"address": self._address, "token": self._token, "size": self._layout.size})
 
-    def run(self, pool: Pool, tasks: Sequence[WorkerTask], *, stop: Callable[[], bool] = never) -> list[WorkerReport]:
+    def group(self, pool: Pool, tasks: Sequence[WorkerTask], stop: Callable[[], bool]) -> list[WorkerReport]:
         """One job: the workers find the server by themselves."""
-        return pool.run(tasks, stop=stop)
+        return self.job(pool, tasks, stop)
 
     def snapshot(self, *, timeout_s: float) -> Version:
         flat = np.empty(self._layout.size, np.float32)
@@ -108,6 +112,17 @@ class HttpMode:
             pushes_per_s=(pushes - before) / max(1e-9, moment - then),
         )
 
+    def costs(self) -> Costs:
+        """One round trip."""
+        with self._calling:
+            now = self._connection.status()
+        return replace(
+            self.counted,
+            server_in_bytes=now["bytes_in"],
+            server_out_bytes=now["bytes_out"],
+            update_s=now["update_s"],
+        )
+
     def close(self) -> None:
         """End the server, and with it the model. Idempotent."""
         served, self._served = self._served, None
@@ -120,6 +135,7 @@ class HttpExchange:
     """Worker face: one attempt, with a connection of its own and two vectors of the model's size."""
 
     def __init__(self, connection: Connection, worker: int, size: int, next_step: int) -> None:
+        self.spent = Spent()
         self.next_step = next_step
         self.version = 0
         """The newest that an answer told of: another round trip would only be for the counters, and the server's are
@@ -134,6 +150,7 @@ class HttpExchange:
     def pull(self, *, timeout_s: float) -> Version:
         held, self._held = self._held, -1  # for where it fails when parts have arrived
         self.version = self._held = self._connection.pull(self._params, held, timeout_s, self._worker)
+        self.spent.came(self._params.nbytes if self._held != held else 0)
         view = self._params.view()
         view.flags.writeable = False
         return Version(self._held, view)
@@ -151,6 +168,7 @@ class HttpExchange:
     def _push(self, step: int, examples: int, loss: float, gradient: Flat | None, timeout_s: float) -> Taken:
         read = max(0, self._held)
         answer = self._connection.push(self._worker, step, examples, loss, read, gradient, timeout_s)
+        self.spent.went(0 if gradient is None else gradient.nbytes)
         self.next_step, self.version = answer["next_step"], answer["version"]
         return Taken(step, read, answer["duplicate"])
 

@@ -11,6 +11,7 @@ for the best ones). The state, which is read and written on top of that, is not 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from coproc.errors import ConfigError, whole
 from coproc.exchange import Exchange, ExchangeSpec, Version
 from coproc.layout import Flat, ParamLayout
 from coproc.local import Descent
-from coproc.modes.base import Capabilities, Mode, ModeSettings
+from coproc.modes.base import Capabilities, Costs, Mode, ModeSettings
 from coproc.modes.lockstep import FromStep, Lockstep, Share, shares
 from coproc.modes.vectors import Vectors, place_of, weighted_mean
 from coproc.pools.base import Pool
@@ -86,8 +87,7 @@ class LocalMode(Lockstep):
     def round(
         self, pool: Pool, tasks: Sequence[WorkerTask], stop: Callable[[], bool]
     ) -> tuple[list[WorkerReport], Callable[[], None]]:
-        reports = pool.run(tasks, stop=stop)
-        self.traffic.jobs_count += 1
+        reports = self.job(pool, tasks, stop)
         return reports, lambda: self._advance(shares(reports))
 
     def _advance(self, given: Sequence[Share]) -> None:
@@ -95,13 +95,12 @@ class LocalMode(Lockstep):
             return
         taken = [min(given, key=lambda each: each.loss)] if self.settings.combine == "best" else given
         rows = [self._vectors.read(_params(self._rounds, each.worker)) for each in taken]
+        began = time.perf_counter()
         self._flat = weighted_mean(rows, [each.examples for each in taken])
+        self.counted.update_s += time.perf_counter() - began
         self._vectors.write(_average(self._rounds + 1), self._flat)
-        traffic, size_bytes = self.traffic, self._flat.nbytes
-        traffic.worker_in_bytes += len(given) * size_bytes
-        traffic.worker_out_bytes += len(given) * size_bytes
-        traffic.driver_in_bytes += len(rows) * size_bytes
-        traffic.driver_out_bytes += size_bytes
+        self.counted.driver_in_bytes += len(rows) * self._flat.nbytes
+        self.counted.driver_out_bytes += self._flat.nbytes
         before = [each.worker for each in given if each.worker in self._state_rounds]
         if self.settings.optimizer.state_rows:
             self._vectors.remove(_state(self._state_rounds[worker], worker) for worker in before)
@@ -118,6 +117,10 @@ class LocalMode(Lockstep):
     def set_learning_rate(self, learning_rate: float) -> None:
         self._learning_rate = learning_rate
 
+    def costs(self) -> Costs:
+        """Averaging is an update too."""
+        return self.counted.through_files()
+
     def close(self) -> None:
         """Remove all files. Idempotent."""
         if self._closed:
@@ -130,40 +133,52 @@ class LocalMode(Lockstep):
 
 
 class LocalExchange(FromStep):
-    """Worker face: a model of its own for the round. What a round leaves is written with its last push."""
+    """Worker face: a model of its own for the round. What a round leaves is written with its last push.
+
+    Who has no rows left reads nothing.
+    """
 
     def __init__(self, settings: Mapping[str, Any], worker: int) -> None:
-        layout = ParamLayout.of({name: tuple(shape) for name, shape in settings["shapes"].items()})
-        super().__init__(settings["from_step"], layout.size)
+        self._settings = settings
+        self._layout = ParamLayout.of({name: tuple(shape) for name, shape in settings["shapes"].items()})
+        super().__init__(settings["from_step"], self._layout.size)
         self.version, self._worker = settings["round"], worker
         self._vectors = Vectors(settings["place"])
-        optimizer = optim.from_config(settings["optimizer"])
-        try:
-            # A worker is one unit of parallelism.
-            self._descent = Descent(optimizer, layout, self._vectors.read(_average(self.version)), threads=1)
-            self._descent.learning_rate = settings["learning_rate"]
-            self._descent.updates = settings["updates"]
-            self._state = self._descent.rows[1:]
-            if self._state and settings["state_round"] is not None:
-                found = self._vectors.read(_state(settings["state_round"], worker)).reshape(len(self._state), -1)
-                for row, there in zip(self._state, found, strict=True):
-                    row[:] = there
-        except BaseException:
-            self._vectors.close()
-            raise
+        self._descent: Descent | None = None
+
+    def _begun(self) -> Descent:
+        if self._descent is not None:
+            return self._descent
+        settings, average = self._settings, self._vectors.read(_average(self.version))
+        self.spent.came(average.nbytes, self._vectors.near)
+        # A worker is one unit of parallelism.
+        self._descent = Descent(optim.from_config(settings["optimizer"]), self._layout, average, threads=1)
+        self._descent.learning_rate = settings["learning_rate"]
+        self._descent.updates = settings["updates"]
+        state = self._descent.rows[1:]
+        if state and settings["state_round"] is not None:
+            found = self._vectors.read(_state(settings["state_round"], self._worker)).reshape(len(state), -1)
+            for row, there in zip(state, found, strict=True):
+                row[:] = there
+        return self._descent
 
     def pull(self, *, timeout_s: float) -> Version:
-        return Version(self.version, self._descent.params)
+        return Version(self.version, self._begun().params)
 
     def given(self, step: int, gradient: Flat, examples: int, loss: float, last: bool) -> None:
-        self._descent.step([gradient], [examples], [loss])
+        descent = self._begun()
+        descent.step([gradient], [examples], [loss])
+        self.spent.update_s = descent.busy_s
         if last:
-            if self._state:
-                self._vectors.write(_state(self.version, self._worker), *self._state)
-            self._vectors.write(_params(self.version, self._worker), self._descent.params)
+            params, *state = descent.rows
+            if state:
+                self._vectors.write(_state(self.version, self._worker), *state)
+            self._vectors.write(_params(self.version, self._worker), params)
+            self.spent.went(params.nbytes, self._vectors.near)
 
     def close(self) -> None:
-        self._descent.close()
+        if self._descent is not None:
+            self._descent.close()
         self._vectors.close()
 
 

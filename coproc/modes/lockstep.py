@@ -8,42 +8,24 @@ round's beginning, and gives the same once more.
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from coproc.errors import ConfigError, Unsupported
-from coproc.exchange import ExchangeSpec, Taken, Version
+from coproc.exchange import ExchangeSpec, Spent, Taken, Version
 from coproc.layout import Flat, ParamLayout
-from coproc.modes.base import Capabilities, ModeSettings, ModeStatus
+from coproc.modes.base import ModeSettings, ModeStatus
+from coproc.modes.driver import Driver
 from coproc.pools.base import Pool
 from coproc.worker import EpochReport, WorkerReport, WorkerTask, never
 
 
-@dataclass
-class Traffic:
-    """What rounds have cost: bytes of vectors of the model's size, without headers. Of tasks that were run again: once.
-
-    What lies in the tier's memory on the reader's host is counted too, though nothing moves there.
-    """
-
-    jobs_count: int = 0
-    driver_in_bytes: int = 0
-    driver_out_bytes: int = 0
-    worker_in_bytes: int = 0
-    """Of all workers together, and so below."""
-    worker_out_bytes: int = 0
-
-
-class Lockstep(ABC):
+class Lockstep(Driver):
     """Driver face, but for what a round is. Used by one thread; `status` by another, too."""
-
-    capabilities: ClassVar[Capabilities]
-    name: ClassVar[str]
-    """Of the mode."""
 
     steps_per_round: int = 1
 
@@ -56,9 +38,9 @@ class Lockstep(ABC):
             raise ConfigError(
                 f"the mode {self.name!r} is synchronous: it goes with Bsp, not with {settings.consistency!r}"
             )
+        super().__init__()
         self.settings = settings
         self.layout = ParamLayout.of(dict(settings.params))
-        self.traffic = Traffic()
         self.step = 0
         """Of the next round, the first one."""
         self._status = ModeStatus(0, 0, 0, 0.0, 0, 0.0, 0, 0.0)
@@ -101,17 +83,8 @@ class Lockstep(ABC):
         """Of the mode; what a round needs besides is put in when it begins."""
         return ExchangeSpec(self.name)
 
-    def run(self, pool: Pool, tasks: Sequence[WorkerTask], *, stop: Callable[[], bool] = never) -> list[WorkerReport]:
-        """Round after round, until all tasks are done. A round that is stopped counts as never begun.
-
-        Raises:
-            ConfigError: the pool is none for this mode; as `Pool.run`.
-        """
-        if pool.name not in self.capabilities.pools:
-            raise ConfigError(
-                f"the mode {self.name!r} runs on the pools {', '.join(sorted(self.capabilities.pools))}, not on "
-                f"{pool.name!r}"
-            )
+    def group(self, pool: Pool, tasks: Sequence[WorkerTask], stop: Callable[[], bool]) -> list[WorkerReport]:
+        """Round after round, until all tasks are done. A round that is stopped counts as never begun."""
         done: list[WorkerReport] = []
         until = max((task.until_step for task in tasks), default=0)
         while self.step < until:
@@ -163,6 +136,7 @@ class FromStep:
     """Worker face, but for what is pulled and what becomes of a push: does what the driver says, from a step on."""
 
     def __init__(self, from_step: int, size: int) -> None:
+        self.spent = Spent()
         self.next_step = from_step
         self.version = 0
         """The one that is read; nobody makes another one before the round is over."""
@@ -228,10 +202,13 @@ def joined(before: WorkerReport, after: WorkerReport) -> WorkerReport:
     epochs = {part.epoch: replace(part) for part in before.epochs}
     for part in after.epochs:
         epochs.setdefault(part.epoch, EpochReport(part.epoch)).add(part)
+    spent = replace(before.spent)
+    spent.add(after.spent)
     return replace(
         after,
         first_step=before.first_step,
         epochs=tuple(epochs[each] for each in sorted(epochs)),
         wall_s=before.wall_s + after.wall_s,
         samples=before.samples + after.samples,
+        spent=spent,
     )

@@ -13,15 +13,16 @@ gradient, or mean of eight.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from coproc.errors import ConfigError
-from coproc.exchange import Exchange, ExchangeSpec, Version
+from coproc.exchange import Exchange, ExchangeSpec, Spent, Version
 from coproc.layout import Flat, ParamLayout
 from coproc.local import Descent
-from coproc.modes.base import Capabilities, Mode, ModeSettings
+from coproc.modes.base import Capabilities, Costs, Mode, ModeSettings
 from coproc.modes.lockstep import FromStep, Lockstep, Share, shares
 from coproc.modes.vectors import Vectors, place_of, weighted_mean
 from coproc.optim import Optimizer
@@ -79,19 +80,16 @@ class StorageMode(Lockstep):
         return self._descent.updates
 
     def task_settings(self, worker: int) -> dict[str, Any]:
-        return {"place": self._place, "version": self.version}
+        return {"place": self._place, "version": self.version, "size": self.layout.size}
 
     def round(
         self, pool: Pool, tasks: Sequence[WorkerTask], stop: Callable[[], bool]
     ) -> tuple[list[WorkerReport], Callable[[], None]]:
-        reports = pool.run(tasks, stop=stop)
-        self.traffic.jobs_count += 1
+        reports = self.job(pool, tasks, stop)
         return reports, lambda: self._advance(pool, shares(reports))
 
     def _advance(self, pool: Pool, given: Sequence[Share]) -> None:
-        traffic, size_bytes = self.traffic, self._descent.params.nbytes
-        traffic.worker_in_bytes += len(given) * size_bytes
-        traffic.worker_out_bytes += len(given) * size_bytes
+        counted, size_bytes = self.counted, self._descent.params.nbytes
         if not given:
             return
         files = [_gradient(self.version, each.worker) for each in given]
@@ -103,15 +101,14 @@ class StorageMode(Lockstep):
                 {"place": self._place, "files": files[group], "weights": counts[group], "out": mean}
                 for group, mean in zip(groups, means, strict=True)
             ]
-            pool.call("coproc.modes.storage:reduce", arguments)
-            traffic.jobs_count += 1
-            traffic.worker_in_bytes += len(files) * size_bytes
-            traffic.worker_out_bytes += len(means) * size_bytes
+            counted.jobs_count += 1
+            for spent in pool.call("coproc.modes.storage:reduce", arguments):
+                counted.add(Spent(**spent))
             files, counts, losses = means, [sum(counts[group]) for group in groups], []
         self._descent.step([self._vectors.read(file) for file in files], counts, losses)
-        traffic.driver_in_bytes += len(files) * size_bytes
+        counted.driver_in_bytes += len(files) * size_bytes
         self._vectors.write(_model(self.version), self._descent.params)
-        traffic.driver_out_bytes += size_bytes
+        counted.driver_out_bytes += size_bytes
         self._vectors.remove_folder(str(self.version - 1))
 
     def snapshot(self, *, timeout_s: float) -> Version:
@@ -119,6 +116,10 @@ class StorageMode(Lockstep):
 
     def set_learning_rate(self, learning_rate: float) -> None:
         self._descent.learning_rate = learning_rate
+
+    def costs(self) -> Costs:
+        counted = replace(self.counted, update_s=self._descent.busy_s)
+        return counted if self.settings.storage_url is not None else counted.through_files()
 
     def close(self) -> None:
         """Remove all files. Idempotent."""
@@ -133,34 +134,39 @@ class StorageMode(Lockstep):
 
 
 class FileExchange(FromStep):
-    """Worker face: the model's file to read, the gradient's to write."""
+    """Worker face: the model's file to read, the gradient's to write. Who has no rows left reads nothing."""
 
     def __init__(self, settings: Mapping[str, Any], worker: int) -> None:
+        super().__init__(settings["from_step"], settings["size"])
         self._vectors = Vectors(settings["place"])
-        try:
-            self._params = self._vectors.read(_model(settings["version"]))
-        except BaseException:
-            self._vectors.close()
-            raise
-        super().__init__(settings["from_step"], self._params.size)
+        self._params: Flat | None = None
         self.version = settings["version"]
         self._worker = worker
 
     def pull(self, *, timeout_s: float) -> Version:
+        if self._params is None:
+            self._params = self._vectors.read(_model(self.version))
+            self.spent.came(self._params.nbytes, self._vectors.near)
         return Version(self.version, self._params)
 
     def given(self, step: int, gradient: Flat, examples: int, loss: float, last: bool) -> None:
         # Of a task that is run again the same bytes, in the place of those that are there.
         self._vectors.write(_gradient(self.version, self._worker), gradient)
+        self.spent.went(gradient.nbytes, self._vectors.near)
 
     def close(self) -> None:
         self._vectors.close()
 
 
-def reduce(place: Mapping[str, Any], files: Sequence[str], weights: Sequence[int], out: str) -> None:
-    """The mean of some gradients, as one file; in a task."""
+def reduce(place: Mapping[str, Any], files: Sequence[str], weights: Sequence[int], out: str) -> dict[str, Any]:
+    """The mean of some gradients, as one file; in a task. What it has spent, as `Spent`."""
+    spent = Spent()
     with Vectors(place) as vectors:
-        vectors.write(out, weighted_mean([vectors.read(file) for file in files], weights))
+        mean = weighted_mean([vectors.read(file) for file in files], weights)
+        vectors.write(out, mean)
+        spent.came(len(files) * mean.nbytes, vectors.near)
+        spent.went(mean.nbytes, vectors.near)
+    return asdict(spent)
 
 
 def _model(version: int) -> str:

@@ -45,6 +45,14 @@ class Vectors:
             self._fs, root = url_to_fs(place["url"])
             self.folder = f"{root.rstrip('/')}/{place['name']}"
 
+    @property
+    def near(self) -> bool:
+        """Whether this process shares memory with the tier, and they are there. Asks the server once."""
+        if not isinstance(self._fs, TierFileSystem):
+            return False
+        with _told(self.folder):
+            return self._fs.client.near
+
     def make(self) -> None:
         """Make the folder.
 

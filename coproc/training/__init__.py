@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from coproc.client import connect
 from coproc.cluster import LocalCluster
 from coproc.errors import ConfigError, CoprocError, CorruptCheckpoint, DataError, Diverged
+from coproc.grads.base import Spec
 from coproc.ingest import (
     Destination,
     Ingested,
@@ -26,7 +27,7 @@ from coproc.ingest import (
     read_parquet,
     require_file,
 )
-from coproc.modes.base import Mode, ModeSettings, load, taken
+from coproc.modes.base import Costs, Mode, ModeSettings, load, taken
 from coproc.pools.base import Pool, require_slots
 from coproc.training.base import EpochRow, Group, Plan, Progress, Result, TrainConfig
 from coproc.training.fit import Fit, Outcome
@@ -56,13 +57,18 @@ if TYPE_CHECKING:
 # A path, an Arrow table, or a Spark DataFrame. Told apart when used: neither library is imported for that.
 Data: TypeAlias = Any
 
-__all__ = ["EpochRow", "Group", "Progress", "Result", "TrainConfig", "train"]
+__all__ = ["Costs", "EpochRow", "Group", "Progress", "Result", "TrainConfig", "train"]
 
 CHECKPOINT_TIMEOUT_S = 60.0
 
 
 def silent(progress: Progress) -> None:
     """The default of `on_progress`."""
+
+
+def as_it_is(spec: Spec) -> Spec:
+    """The default of `compute`."""
+    return spec
 
 
 def train(
@@ -73,8 +79,11 @@ def train(
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     session: SparkSession | None = None,
+    pool: Pool | None = None,
+    compute: Callable[[Spec], Spec] = as_it_is,
     on_progress: Callable[[Progress], None] = silent,
     on_group: Callable[[Group], None] | None = None,
+    on_end: Callable[[Costs], None] | None = None,
     stop: Callable[[], bool] = never,
 ) -> Result:
     """Train a network on `data`; blocks until it is trained, stopped, or has failed.
@@ -90,8 +99,12 @@ def train(
         resume: go on with the run that was begun there, from its newest checkpoint, with the settings and data that it
             had (`coproc.training.resume.config_of`). A synchronous run ends with the bits of one that went through.
         session: the Spark to use; None: the DataFrame's, else the active one, else an embedded one.
+        pool: what the workers run on, of the kind that `config.pool` names; it stays open. None: one of its own.
+        compute: from the spec of the network's gradient backend to that of the one which the workers are to use, of the
+            same layout.
         on_progress: called a few times a second, from another thread.
         on_group: called after each group of tasks, whose reports then tell every push.
+        on_end: called once with what training has cost, unless it failed: also where it was stopped, or diverged.
         stop: asked a few times a second; True ends the training with the newest version.
 
     Raises:
@@ -101,7 +114,8 @@ def train(
     """
     try:
         with contextlib.ExitStack() as stack:
-            run = Run(config, data, validation, output, resume, session, on_progress, on_group, stop, stack)
+            run = Run(config, data, validation, output, resume, on_progress, on_group, on_end, stop, stack)
+            run.session, run.pool, run.compute = session, pool, compute
             try:
                 return run.train()
             finally:
@@ -121,18 +135,22 @@ class Run:
         validation: Data | None,
         output: str | os.PathLike[str] | None,
         resume: bool,
-        session: SparkSession | None,
         on_progress: Callable[[Progress], None],
         on_group: Callable[[Group], None] | None,
+        on_end: Callable[[Costs], None] | None,
         stop: Callable[[], bool],
         stack: contextlib.ExitStack,
     ) -> None:
         self.config = config
         self.data = data
         self.validation = validation
-        self.session = session
+        self.session: SparkSession | None = None
+        self.pool: Pool | None = None
+        """Somebody else's."""
+        self.compute: Callable[[Spec], Spec] = as_it_is
         self.on_progress = on_progress
         self.on_group = on_group
+        self.on_end = on_end
         self.stop = stop
         self.stack = stack
         self.run = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
@@ -164,8 +182,12 @@ class Run:
     def train(self) -> Result:
         config = self.config
         address, token = self._cluster()
-        pool = open_pool(config, self.data, self.session, self._tell)
-        self.stack.callback(pool.close)
+        pool = self.pool
+        if pool is None:
+            pool = open_pool(config, self.data, self.session, self._tell)
+            self.stack.callback(pool.close)
+        elif pool.name != config.pool:
+            raise ConfigError(f"the pool that was given is of the kind {pool.name!r}, and --pool says {config.pool}")
         able = self.mode_module.CAPABILITIES
         if waits_for_all(config, able):
             in_groups = able.waits_for_all == "in groups"
@@ -185,7 +207,7 @@ class Run:
             if self._ingest(pool, destination).partitions != ingested.partitions:
                 raise DataError("the data have changed since the run began, and what it had of them was lost")
 
-        plan = make_plan(config, ingested, self.run)
+        plan = make_plan(config, ingested, self.run, self.compute)
         evaluate, measured_on = measure(config, self.validation, ingested, plan)
         self._tell("creating the model")
         initial = plan.backend.init(config.seed)
@@ -219,8 +241,8 @@ class Run:
             plan=plan,
             mode=mode,
             pool=pool,
-            tasks_of=lambda epoch, group: tasks_of_group(
-                plan, mode.exchange_spec(), destination, epoch, group, trace=self.on_group is not None
+            tasks_of=lambda epoch, begin, end: tasks_of_group(
+                plan, mode.exchange_spec(), destination, epoch, begin, end, trace=self.on_group is not None
             ),
             evaluate=evaluate,
             measured_on=measured_on,
@@ -236,6 +258,8 @@ class Run:
             fit.run(outcome)
         except CoprocError as error:
             failure = error
+        if failure is None and self.on_end is not None:
+            self.on_end(mode.costs())
         if place is not None and (failure is not None or outcome.interrupted):
             with contextlib.suppress(CoprocError):  # its servers may be what has failed; then the one before is there
                 mode.checkpoint(timeout_s=CHECKPOINT_TIMEOUT_S)
@@ -249,10 +273,12 @@ class Run:
 
     def _checkpoints_url(self) -> str | None:
         """Where checkpoints go, if anywhere."""
-        config, able = self.config, self.mode_module.CAPABILITIES.checkpoints
+        config = self.config
+        able = self.mode_module.CAPABILITIES.checkpoints and not config.parts
         asked = config.checkpoints is not None or self.before is not None
         if asked and not able:
-            raise ConfigError(f"the mode {config.mode!r} writes no checkpoints: leave out --checkpoints and --resume")
+            what = f"the mode {config.mode!r}" + (" with --parts" if config.parts else "")
+            raise ConfigError(f"{what} writes no checkpoints: leave out --checkpoints and --resume")
         url = config.checkpoints
         if url is None and able and self.output is not None and config.address is None:
             url = self.output.checkpoints_url()

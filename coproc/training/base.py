@@ -54,7 +54,7 @@ DEFAULT_CHECKPOINT_S = 60.0
 DEFAULT_BOUND = 4
 
 # What is so where neither the settings nor their preset say otherwise.
-PLAIN: Mapping[str, Any] = {"consistency": "bsp", "n_send": 1}
+PLAIN: Mapping[str, Any] = {"mode": "coproc", "consistency": "bsp", "n_send": 1}
 
 # Default of settings that a preset may set. No object has it: each is filled in with the preset's value, or of PLAIN.
 _NOT_GIVEN: Any = None
@@ -66,6 +66,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server" (NIPS 2013).
     "ssp": {"consistency": "ssp", "bound": 3, "n_send": 1},
     "bsp": {"consistency": "bsp", "n_send": 1},
+    # Niu et al., "Hogwild!" (NIPS 2011): see `coproc.modes.hogwild`.
+    "hogwild": {"mode": "hogwild", "consistency": "asp", "n_send": 1},
 }
 
 # Settings that only some modes have a use for.
@@ -74,9 +76,14 @@ MODES_OF: Mapping[str, tuple[str, ...]] = {
     "combine": ("localsgd",),
     "storage_url": ("storage",),
     "driver_host": ("http",),
+    "parts": ("coproc",),
     # The others descend onto the parameters that they have, whatever a gradient was computed on.
     "delay_compensation": ("coproc",),
 }
+
+
+# Modes in which a group is a job, whatever its size.
+AUTOMATIC = ("coproc", "http", "hogwild")
 
 
 @dataclass(frozen=True)
@@ -123,8 +130,8 @@ class TrainConfig:
     (DC-ASGD's lambda; `coproc.optim.Optimizer.delay_compensation`); None: not at all."""
 
     preset: str | None = None
-    """downpour, ssp or bsp: what the method of that name has for `consistency`, `bound` and `n_send`. What is given
-    besides wins."""
+    """downpour, ssp, bsp or hogwild: what the method of that name has for `mode`, `consistency`, `bound` and `n_send`.
+    What is given besides wins."""
 
     consistency: ConsistencyName = _NOT_GIVEN
     """None: bsp. Synchronous: gives the same model for the same seed, whatever the machine does meanwhile."""
@@ -147,8 +154,9 @@ class TrainConfig:
     n_fetch: int | None = None
     """Batches from one pull to the next; None: as many as `n_send`."""
 
-    group_size: int | None = None
-    """Pushes a task before it ends and another continues; None: an epoch, so that tasks are few."""
+    group_size: int | Literal["auto"] | None = None
+    """Pushes a task before it ends and another continues; None: an epoch, so that tasks are few. auto: so many that
+    scheduling takes 5 to 10 percent of the time at the most (`coproc.training.groups`)."""
 
     compression: Compression | str | Mapping[str, Any] | None = None
     """Of gradients and parameters between hosts: bf16, fp16, int8, topk, one of `coproc.compression`, or its config;
@@ -163,8 +171,8 @@ class TrainConfig:
 
     pool: PoolName = "spark"
 
-    mode: str = "coproc"
-    """The architecture: a file of `coproc.modes`."""
+    mode: str = _NOT_GIVEN
+    """The architecture: a file of `coproc.modes`; None: coproc."""
 
     tau: int | None = None
     """localsgd: steps of a worker from one averaging to the next; None: 10."""
@@ -185,6 +193,10 @@ class TrainConfig:
 
     shards: int | None = None
     """Shards of the model; None: one a server."""
+
+    parts: bool | None = None
+    """coproc: the model in parts, one on each server, for servers on several hosts; `coproc.parts` says what this
+    promises less."""
 
     address: str | None = None
     """A cluster that runs already; None: an embedded one."""
@@ -214,7 +226,7 @@ class TrainConfig:
         self._take_preset()
         for name in COUNTS:
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and not isinstance(value, str) and value < 1:
                 raise ConfigError(f"{_flag(name)} must be at least 1, not {value}")
         for size in self.hidden:
             if size < 1:
@@ -333,7 +345,13 @@ class TrainConfig:
 
     def mode_settings(self) -> dict[str, Any]:
         """Those fields of `ModeSettings` that only this mode has a use for and that were given."""
-        own = {"tau": self.tau, "combine": self.combine, "storage_url": self.storage_url, "host": self.driver_host}
+        own = {
+            "tau": self.tau,
+            "combine": self.combine,
+            "storage_url": self.storage_url,
+            "host": self.driver_host,
+            "parts": self.parts,
+        }
         return {name: value for name, value in own.items() if value is not None}
 
     def _take_preset(self) -> None:
@@ -352,8 +370,17 @@ class TrainConfig:
         for name, modes in MODES_OF.items():
             if getattr(self, name) is not None and self.mode not in modes:
                 raise ConfigError(f"{_flag(name)} goes with --mode {' or '.join(modes)}, not with {self.mode}")
+        if isinstance(self.group_size, str):
+            if self.group_size != "auto":
+                raise ConfigError(f"--group-size is a number of pushes or auto, not {self.group_size!r:.100}")
+            if self.mode not in AUTOMATIC:
+                raise ConfigError(f"--group-size auto goes with --mode {' or '.join(AUTOMATIC)}, not with {self.mode}")
         if self.combine is not None:
             _one_of("--combine", self.combine, ("mean", "best"))
+        if self.parts and (self.consistency == "quorum" or self.shards is not None):
+            raise ConfigError(
+                "--parts goes with one part a server, without --shards, and not with --consistency quorum"
+            )
         if self.delay_compensation is not None and self.consistency == "bsp":
             raise ConfigError("--delay-compensation goes with --consistency quorum, ssp or asp: bsp has no delays")
 
@@ -399,6 +426,8 @@ class EpochRow:
     """Sum over workers of seconds in pulls, waits for others included."""
     compute_s: float
     push_s: float
+    group_size: int = 0
+    """Pushes of a task, the most of one worker."""
 
     def to_json_values(self) -> dict[str, Any]:
         """A flat row: the metrics as columns of their own."""
@@ -440,6 +469,8 @@ class Group:
     """Of the monotonic clock of the driver's host."""
     ended_s: float
     reports: tuple[WorkerReport, ...]
+    steps: int = 0
+    """Pushes of a worker, of whoever had the most to do."""
 
 
 @dataclass(frozen=True)
@@ -459,16 +490,14 @@ class Plan:
         return sum(self.partition_rows)
 
     @property
-    def groups_per_epoch(self) -> int:
-        """Jobs an epoch."""
-        size = self.config.group_size
-        return 1 if size is None else max(1, -(-max(self.pushes_per_epoch) // size))
+    def most_pushes(self) -> int:
+        """An epoch's, of the worker who has the most."""
+        return max(self.pushes_per_epoch)
 
-    def until_step(self, worker: int, epoch: int, group: int) -> int:
-        """The step at which a group of an epoch ends for a worker. Groups end at the ends of epochs."""
+    def until_step(self, worker: int, epoch: int, end: int) -> int:
+        """The step of a worker at which a group ends that goes to push `end` of an epoch, or to the epoch's end."""
         pushes = self.pushes_per_epoch[worker]
-        size = self.config.group_size or pushes
-        return epoch * pushes + min((group + 1) * size, pushes)
+        return epoch * pushes + min(end, pushes)
 
 
 @dataclass(frozen=True, repr=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from coproc.exchange import Pulled
 from coproc.modes.base import Mode, ModeStatus
 from coproc.pools.base import Pool
 from coproc.training.base import EpochRow, Flat, Group, Plan, Progress
+from coproc.training.groups import GroupSize
 from coproc.worker import EpochReport, WorkerReport, WorkerTask
 
 # Often enough to look alive; one small call each.
@@ -51,8 +53,8 @@ class Fit:
     plan: Plan
     mode: Mode
     pool: Pool
-    tasks_of: Callable[[int, int], list[WorkerTask]]
-    """(epoch, group) -> tasks."""
+    tasks_of: Callable[[int, int, int], list[WorkerTask]]
+    """(epoch, begin, end) -> tasks that do the pushes from begin to end of each worker's epoch."""
     evaluate: Callable[[Flat], Mapping[str, float]]
     measured_on: str
     on_progress: Callable[[Progress], None]
@@ -64,6 +66,11 @@ class Fit:
     """Told of each group that is over."""
     first_epoch: int = 0
     """Where a run that is resumed goes on; its workers know their steps."""
+
+    @functools.cached_property
+    def group_size(self) -> GroupSize:
+        """Of all epochs."""
+        return GroupSize(self.plan.config.group_size, self.plan.most_pushes)
 
     def run(self, outcome: Outcome) -> None:
         """Train all epochs; `outcome` is right at any moment, whatever ends the training.
@@ -91,19 +98,25 @@ class Fit:
 
     def _epoch(self, epoch: int, outcome: Outcome) -> bool:
         """Train and measure one epoch; False if it was stopped on the way."""
-        plan = self.plan
+        plan, size = self.plan, self.group_size
         began = time.monotonic()
+        most, done, group, largest = max(1, plan.most_pushes), 0, 0, 0
         total = EpochReport(epoch)
         rate = plan.config.rate_of(epoch)
         if epoch and rate != plan.config.rate_of(epoch - 1):
             self.mode.set_learning_rate(rate)
         with Watch(self.mode, plan, epoch, self.on_progress) as watch:
-            for group in range(plan.groups_per_epoch):
-                tasks = self.tasks_of(epoch, group)
+            while done < most:
+                end = min(done + size.steps, most)
+                tasks = self.tasks_of(epoch, done, end)
                 group_began = time.monotonic()
                 reports = self._group(tasks, lambda: self.stop() or watch.lost is not None)
+                group_ended = time.monotonic()
                 if self.on_group is not None:
-                    self.on_group(Group(epoch, group, group_began, time.monotonic(), tuple(reports)))
+                    self.on_group(Group(epoch, group, group_began, group_ended, tuple(reports), end - done))
+                largest = max(largest, end - done)
+                size.ended(group_ended - group_began, reports)
+                done, group = end, group + 1
                 add_up(total, reports)
                 if watch.lost is not None:
                     raise watch.lost
@@ -138,6 +151,7 @@ class Fit:
             pull_s=total.pull_s,
             compute_s=total.compute_s,
             push_s=total.push_s,
+            group_size=largest,
         )
         outcome.epochs_done = epoch + 1
         outcome.history.append(row)

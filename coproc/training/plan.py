@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from coproc import grads
 from coproc.errors import ConfigError, OutOfMemory
 from coproc.exchange import ExchangeSpec
+from coproc.grads.base import Spec
 from coproc.ingest import Destination, Ingested
 from coproc.modes.base import Capabilities, require_packages
 from coproc.shared.published import Published
@@ -21,25 +23,26 @@ DRIVER_COPIES = 4
 MEMINFO = Path("/proc/meminfo")
 
 
-def make_plan(config: TrainConfig, ingested: Ingested, run: str) -> Plan:
-    """The plan for these data.
+def make_plan(
+    config: TrainConfig, ingested: Ingested, run: str, compute: Callable[[Spec], Spec] = lambda spec: spec
+) -> Plan:
+    """The plan for these data. `compute` makes the spec of the workers' backend from the network's.
 
     Raises:
         ConfigError: settings that do not fit each other or the data.
         OutOfMemory: the network is larger than this machine can hold; nothing of its size was made yet.
     """
     outputs = ingested.classes if config.loss == "softmax" and ingested.classes else 1
-    backend = grads.create(
-        {
-            "backend": "mlp",
-            "inputs": ingested.width,
-            "hidden": list(config.hidden),
-            "outputs": outputs,
-            "activation": config.activation,
-            "loss": config.loss,
-            "dropout": config.dropout,
-        }
-    )
+    network = {
+        "backend": "mlp",
+        "inputs": ingested.width,
+        "hidden": list(config.hidden),
+        "outputs": outputs,
+        "activation": config.activation,
+        "loss": config.loss,
+        "dropout": config.dropout,
+    }
+    backend = grads.create(compute(network))
     parameters_count = backend.layout.size
     require_memory(config, parameters_count)
     if config.shards is not None:
@@ -118,6 +121,8 @@ def _vectors_of(config: TrainConfig) -> tuple[int, float]:
             read = 1 if config.combine == "best" else workers
             # The average and the parameters of each worker; the states, old and new.
             return 2 + read * copied, 2 + workers * (1 + 2 * state)
+        case "hogwild":
+            return 1 + state + workers, 0  # the one vector; a gradient of each worker
         case "http":
             return 1 + state + 1 + workers, 0  # its server: the model, an answer, a gradient of each worker
         case "allreduce":
@@ -164,9 +169,19 @@ def waits_for_all(config: TrainConfig, capabilities: Capabilities) -> bool:
 
 
 def tasks_of_group(
-    plan: Plan, exchange: ExchangeSpec, destination: Destination, epoch: int, group: int, *, trace: bool = False
+    plan: Plan,
+    exchange: ExchangeSpec,
+    destination: Destination,
+    epoch: int,
+    begin: int,
+    end: int,
+    *,
+    trace: bool = False,
 ) -> list[WorkerTask]:
-    """The tasks of one group of an epoch (0-based), one for each worker that has something to do in it."""
+    """The tasks of a group that goes from push `begin` to push `end` of an epoch (all 0-based).
+
+    One for each worker that has something to do in it.
+    """
     config = plan.config
     # Nobody may wait for a worker that has no task. With bounded staleness the fast ones would; and where only the last
     # ones are late, their rounds would never have a quorum of several.
@@ -174,9 +189,8 @@ def tasks_of_group(
     leave_after_task = config.consistency == "ssp" or late_alone
     tasks = []
     for worker, pushes in enumerate(plan.pushes_per_epoch):
-        until = plan.until_step(worker, epoch, group)
-        before = plan.until_step(worker, epoch, group - 1) if group else epoch * pushes
-        if until == before:
+        until = plan.until_step(worker, epoch, end)
+        if until == plan.until_step(worker, epoch, begin):
             continue
         data = DataSpec(
             address=destination.address,

@@ -7,7 +7,7 @@ import numpy as np
 from coproc import grads
 from coproc.data.batches import Batches
 from coproc.local import Descent
-from coproc.testing.modes import SEED
+from coproc.testing.works import SEED
 
 
 def by_hand(work, tau, combine):

@@ -7,7 +7,7 @@ import pytest
 import coproc
 from coproc.pools.session import LocalSpark
 from coproc.pools.spark import SparkPool
-from coproc.testing.modes import Ground
+from coproc.testing.works import Ground
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,9 @@ from coproc.peers.streams import Meeting, Streams
 from coproc.pools.base import ATTEMPT_LIMIT
 from coproc.pools.inline import InlinePool
 from coproc.pools.spark import SparkPool
-from coproc.testing.modes import SYNCHRONOUS, Deaths, Training, Work, assert_close, one_process, trained
+from coproc.testing.deaths import Deaths
+from coproc.testing.modes import WORKS, assert_close, trained
+from coproc.testing.works import Training, Work, one_process
 from coproc.worker import run_worker
 from storage_tier import TierClient
 
@@ -40,9 +42,9 @@ def group(request):
     return request.param
 
 
-@pytest.mark.parametrize("case", SYNCHRONOUS)
+@pytest.mark.parametrize("case", WORKS)
 def test_two_jobs_a_step_are_one_process(ground, case):
-    work = replace(SYNCHRONOUS[case], group=1)
+    work = replace(WORKS[case], group=1)
     flat, _ = trained("allreduce", ground, work)
     assert_close(flat, one_process(work))
 
@@ -52,12 +54,12 @@ def test_bytes_and_jobs_are_those_of_the_formula(ground, group, compression, val
     work = replace(WORK, group=group)
     with ground.pool("inline") as pool, Training("allreduce", ground, work, compression=compression) as training:
         training.run(pool)
-        traffic, size = training.mode.traffic, work.initial().size
+        costs, size = training.mode.costs(), work.initial().size
     steps = sum(work.pushes_per_epoch) // work.workers * work.epochs
     each = 2 * size * value_bytes * (work.workers - 1) / work.workers * steps
-    assert traffic.worker_in_bytes == traffic.worker_out_bytes == each * work.workers
-    assert traffic.driver_in_bytes == traffic.driver_out_bytes == 0
-    assert traffic.jobs_count == (work.epochs if group is None else 2 * steps)
+    assert costs.worker_in_bytes == costs.worker_out_bytes == each * work.workers
+    assert costs.driver_in_bytes == costs.driver_out_bytes == 0
+    assert costs.jobs_count == (work.epochs if group is None else 2 * steps)
 
 
 def test_both_forms_give_the_same_bits(ground):
@@ -111,7 +113,7 @@ def test_a_death_in_the_first_job_is_made_good_by_that_task_alone(ground, tmp_pa
     deaths = Deaths(tmp_path, [(1, 1, "before"), (2, 3, "after")])
     with ground.pool(pool, deaths) as there, Training("allreduce", ground, work) as training:
         flat = training.run(there)
-        assert training.mode.traffic.jobs_count == 2 * max(work.pushes_per_epoch)
+        assert training.mode.costs().jobs_count == 2 * max(work.pushes_per_epoch)
     assert deaths.died == 2
     assert_close(flat, one_process(work))
     assert sum(part.examples for report in training.reports for part in report.epochs) == sum(work.rows)
@@ -121,7 +123,7 @@ def test_a_death_among_streams_ends_the_group_which_is_run_again(ground, tmp_pat
     deaths = Deaths(tmp_path, [(1, 3, "before")])
     with ground.pool("processes", deaths) as there, Training("allreduce", ground, WORK) as training:
         flat = training.run(there)
-        assert training.mode.traffic.jobs_count == WORK.epochs + 1
+        assert training.mode.costs().jobs_count == WORK.epochs + 1
     assert deaths.died == 1
     assert_close(flat, one_process(WORK))
     assert sum(part.examples for report in training.reports for part in report.epochs) == sum(WORK.rows) * WORK.epochs
@@ -141,7 +143,7 @@ def test_a_group_whose_workers_always_die_ends_with_a_sentence(ground, tmp_path)
     with Training("allreduce", ground, WORK) as training:
         with pytest.raises(WorkerLost, match=r"lost worker 1|attempt of worker 1 died"):
             training.run(InlinePool(run_task=mortal))
-        assert len(runs) == ATTEMPT_LIMIT == training.mode.traffic.jobs_count
+        assert len(runs) == ATTEMPT_LIMIT == training.mode.costs().jobs_count
         # Nothing of it is in the model.
         assert training.mode.snapshot(timeout_s=10).version == 0
         np.testing.assert_array_equal(training.mode.snapshot(timeout_s=10).flat, WORK.initial())
@@ -162,7 +164,7 @@ def test_what_one_worker_fails_with_all_of_them_tell(ground, tmp_path):
     with Training("allreduce", ground, WORK) as training:
         with pytest.raises(DataError, match="worker 1 refuses step 2"):
             training.run(InlinePool(run_task=one))
-        assert training.mode.traffic.jobs_count == 1
+        assert training.mode.costs().jobs_count == 1
 
 
 def test_a_stop_leaves_the_version_before_the_group(ground):
@@ -398,6 +400,6 @@ def test_on_spark_a_killed_task_counts_once(spark, ground, group, tmp_path):
     with Training("allreduce", ground, work) as training:
         flat = training.run(Killing(spark, tmp_path, by_streams=group is None))
         # Two jobs for each of two steps, a death in each; or the one job, and the one that took its place.
-        assert training.mode.traffic.jobs_count == (2 if group is None else 4)
+        assert training.mode.costs().jobs_count == (2 if group is None else 4)
     assert len(list(tmp_path.iterdir())) == (1 if group is None else 4)
     assert_close(flat, one_process(work))

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from coproc.modes.base import names
 from coproc.testing.modes import ModeTests
 
 
 class TestEveryMode(ModeTests):
-    @pytest.fixture(params=names())
-    def mode(self, request):
-        return request.param
+    modes = names()

@@ -8,6 +8,7 @@ import pytest
 
 import coproc
 from coproc.modes.coproc import CoprocMode
+from coproc.modes.driver import Driver
 
 
 class Answering:
@@ -26,6 +27,8 @@ class Answering:
 class Jobs:
     """A pool that counts its jobs and asks, in each, whether it is to stop."""
 
+    name = "inline"
+
     def __init__(self):
         self.count = 0
 
@@ -37,9 +40,11 @@ class Jobs:
 
 def run(*answers):
     mode = CoprocMode.__new__(CoprocMode)
+    Driver.__init__(mode)
     mode.model, pool = Answering(*answers), Jobs()
     mode.run(pool, [])
     assert not mode.model._answers
+    assert mode.counted.jobs_count == pool.count
     return pool.count
 
 

@@ -16,7 +16,8 @@ from coproc import optim
 from coproc.errors import ConfigError, Timeout, Unreachable
 from coproc.modes import base, http
 from coproc.modes.base import Capabilities, ModeSettings
-from coproc.testing.modes import SYNCHRONOUS, TIMEOUT_S, Training, assert_close, one_process
+from coproc.testing.modes import WORKS, assert_close
+from coproc.testing.works import TIMEOUT_S, Training, one_process
 from coproc.training import TrainConfig, train
 from coproc.training.plan import require_mode
 
@@ -36,7 +37,7 @@ def settings(**changes):
 
 
 def test_a_training_whose_server_dies_fails_with_a_sentence(ground):
-    work = replace(SYNCHRONOUS["two"], rows=(400, 400))
+    work = replace(WORKS["three"], rows=(400, 400))
     with ground.pool("inline") as pool, Training("http", ground, work) as training:
         run, killed = pool.run, []
 
@@ -108,7 +109,7 @@ def test_another_address_of_the_host(ground, host, told):
         socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
         pytest.skip(f"this machine has no {host}: {error}")
-    with ground.pool("inline") as pool, Training("http", ground, SYNCHRONOUS["two"]) as training:
+    with ground.pool("inline") as pool, Training("http", ground, WORKS["three"]) as training:
         training.mode.close()
         training.mode = http.start(replace(training.mode.settings, host=host))
         assert training.mode.exchange_spec().settings["address"].startswith(told)

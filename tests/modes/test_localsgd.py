@@ -10,7 +10,8 @@ from coproc.consistency import Asp
 from coproc.errors import ConfigError, ModelExists
 from coproc.modes.base import ModeSettings, load
 from coproc.pools.inline import InlinePool
-from coproc.testing.modes import Deaths, Training, Work
+from coproc.testing.deaths import Deaths
+from coproc.testing.works import Training, Work
 
 from .averaging import by_hand
 
@@ -28,11 +29,11 @@ def test_it_is_averaging_by_hand(ground, work, tau, combine):
         expected, rounds = by_hand(work, tau, combine)
         np.testing.assert_allclose(found, expected, **CLOSE)
 
-        traffic, size_bytes = training.mode.traffic, found.nbytes
-        assert traffic.jobs_count == len(rounds)
-        assert traffic.worker_in_bytes == traffic.worker_out_bytes == sum(rounds) * size_bytes
-        assert traffic.driver_out_bytes == len(rounds) * size_bytes
-        assert traffic.driver_in_bytes == (len(rounds) if combine == "best" else sum(rounds)) * size_bytes
+        costs, size_bytes = training.mode.costs(), found.nbytes
+        assert costs.jobs_count == len(rounds)
+        assert costs.worker_in_bytes == costs.worker_out_bytes == sum(rounds) * size_bytes
+        assert costs.driver_out_bytes == len(rounds) * size_bytes
+        assert costs.driver_in_bytes == (len(rounds) if combine == "best" else sum(rounds)) * size_bytes
         status = training.mode.status()
         assert status.version == len(rounds)
         assert status.examples_count == sum(work.rows) * work.epochs

@@ -13,7 +13,7 @@ import pytest
 from coproc import optim
 from coproc.errors import ConfigError, DataError
 from coproc.pools.spark import SparkPool
-from coproc.testing.modes import Training, Work, one_process
+from coproc.testing.works import Training, Work, one_process
 
 from .averaging import by_hand
 
@@ -33,15 +33,16 @@ class Killing(SparkPool):
         super().__init__(session)
         self.folder, self.when = str(folder), when
 
-    def map_in_arrow(self, frame, body, schema, **more):
+    def each(self, count, body, **more):
         die = self.death()
 
-        def killing(batches):
+        def killing(number):
             die("before")
-            yield from list(body(batches))
+            answer = body(number)
             die("after")
+            return answer
 
-        return super().map_in_arrow(frame, killing, schema, **more)
+        return super().each(count, killing, **more)
 
     def aggregate(self, vector, function, arguments, **more):
         die = self.death()
@@ -78,12 +79,12 @@ def test_broadcast_is_one_process_and_a_job_a_step(spark, ground):
         found = training.run(SparkPool(spark))
         np.testing.assert_allclose(found, one_process(UNEQUAL), **CLOSE)
         steps = max(UNEQUAL.pushes_per_epoch) * UNEQUAL.epochs
-        traffic, size_bytes = training.mode.traffic, found.nbytes
-        assert jobs_of(spark) - before == traffic.jobs_count == steps
+        costs, size_bytes = training.mode.costs(), found.nbytes
+        assert jobs_of(spark) - before == costs.jobs_count == steps
         given = UNEQUAL.epochs * (3 + 2 + 1)  # workers with rows in the first, second and third step
-        assert traffic.worker_in_bytes == traffic.worker_out_bytes == given * size_bytes
-        assert traffic.driver_out_bytes == steps * size_bytes
-        assert traffic.driver_in_bytes == given * size_bytes
+        assert costs.worker_in_bytes == costs.worker_out_bytes == given * size_bytes
+        assert costs.driver_out_bytes == steps * size_bytes
+        assert costs.driver_in_bytes == given * size_bytes
 
 
 def test_many_gradients_come_by_a_tree(spark, ground):
@@ -91,8 +92,8 @@ def test_many_gradients_come_by_a_tree(spark, ground):
     with Training("broadcast", ground, work) as training:
         found = training.run(SparkPool(spark))
         np.testing.assert_allclose(found, one_process(work), **CLOSE)
-        assert training.mode.traffic.driver_in_bytes == 3 * found.nbytes  # the square root of 9
-        assert training.mode.traffic.worker_out_bytes == 9 * found.nbytes
+        assert training.mode.costs().driver_in_bytes == 3 * found.nbytes  # the square root of 9
+        assert training.mode.costs().worker_out_bytes == 9 * found.nbytes
 
 
 def test_local_descent_is_a_job_a_round(spark, ground):
@@ -100,7 +101,7 @@ def test_local_descent_is_a_job_a_round(spark, ground):
     with Training("localsgd", ground, UNEQUAL, tau=2) as training:
         expected, rounds = by_hand(UNEQUAL, 2, "mean")
         np.testing.assert_allclose(training.run(SparkPool(spark)), expected, **CLOSE)
-        assert jobs_of(spark) - before == training.mode.traffic.jobs_count == len(rounds)
+        assert jobs_of(spark) - before == training.mode.costs().jobs_count == len(rounds)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -113,7 +114,7 @@ def test_a_killed_task_counts_once(spark, ground, tmp_path, mode, when):
         np.testing.assert_allclose(training.run(pool), expected, **CLOSE)
         assert training.mode.status().examples_count == sum(work.rows)
         assert training.mode.status().pushes_count == 3
-        assert len(list(tmp_path.iterdir())) == training.mode.traffic.jobs_count
+        assert len(list(tmp_path.iterdir())) == training.mode.costs().jobs_count
     assert training.files() == []
 
 

@@ -14,7 +14,8 @@ from coproc.modes.base import ModeSettings
 from coproc.modes.storage import AT_ONCE, StorageMode
 from coproc.modes.vectors import Vectors, place_of, weighted_mean
 from coproc.pools.inline import InlinePool
-from coproc.testing.modes import Deaths, Training, Work, one_process
+from coproc.testing.deaths import Deaths
+from coproc.testing.works import Training, Work, one_process
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 UNEQUAL = Work((17, 2, 9))
@@ -32,11 +33,11 @@ def test_what_a_step_costs(ground):
     with Training("storage", ground, UNEQUAL) as training:
         found = training.run(InlinePool())
         np.testing.assert_allclose(found, one_process(UNEQUAL), **CLOSE)
-        traffic, size_bytes, given = training.mode.traffic, found.nbytes, pushes(UNEQUAL)
-        assert traffic.jobs_count == len(given)
-        assert traffic.worker_in_bytes == traffic.worker_out_bytes == sum(given) * size_bytes
-        assert traffic.driver_in_bytes == sum(given) * size_bytes
-        assert traffic.driver_out_bytes == len(given) * size_bytes
+        costs, size_bytes, given = training.mode.costs(), found.nbytes, pushes(UNEQUAL)
+        assert costs.jobs_count == len(given)
+        assert costs.worker_in_bytes == costs.worker_out_bytes == sum(given) * size_bytes
+        assert costs.driver_in_bytes == sum(given) * size_bytes
+        assert costs.driver_out_bytes == len(given) * size_bytes
         (left,) = training.files()
         assert left.endswith(f"/{len(given)}/model")
     assert training.files() == []
@@ -48,14 +49,14 @@ def test_many_gradients_are_reduced_in_a_tree(ground, workers):
     with Training("storage", ground, work) as training:
         found = training.run(InlinePool(slots=128))
         np.testing.assert_allclose(found, one_process(work), **CLOSE)
-        traffic, size_bytes, steps = training.mode.traffic, found.nbytes, work.epochs
+        costs, size_bytes, steps = training.mode.costs(), found.nbytes, work.epochs
         levels = [workers]
         while levels[-1] > AT_ONCE:
             levels.append(math.ceil(levels[-1] / AT_ONCE))
-        assert traffic.jobs_count == steps * len(levels)
-        assert traffic.worker_in_bytes == steps * (workers + sum(levels[:-1])) * size_bytes
-        assert traffic.worker_out_bytes == steps * sum(levels) * size_bytes
-        assert traffic.driver_in_bytes == steps * levels[-1] * size_bytes
+        assert costs.jobs_count == steps * len(levels)
+        assert costs.worker_in_bytes == steps * (workers + sum(levels[:-1])) * size_bytes
+        assert costs.worker_out_bytes == steps * sum(levels) * size_bytes
+        assert costs.driver_in_bytes == steps * levels[-1] * size_bytes
         assert len(training.files()) == 1
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from coproc.errors import LeaseExpired, PushRejected, Timeout
+from coproc.exchange import Spent
 from coproc.ingest import Destination
 from coproc.pools.session import LocalSpark
 from coproc.pools.spark import SparkPool
@@ -101,6 +102,7 @@ class FakeExchange:
         self.model = model
         self.worker = worker
         self.closed = self.aborted = False
+        self.spent = Spent()
         self.expire_at: int | None = None
         self._slot = np.full(model.params.shape, np.nan, np.float32)
         self._view: np.ndarray | None = None
@@ -126,6 +128,7 @@ class FakeExchange:
             self._view = model.params.copy()
             self._read = model.version
             self.model.calls.append((self.worker, "pull", self._read))
+            self.spent.came(self._view.nbytes, local=True)
             return FakeSnapshot(self._read, self._view)
 
     def gradient(self, *, timeout_s: float) -> np.ndarray:
@@ -138,6 +141,7 @@ class FakeExchange:
             raise PushRejected("not finite")
         taken = self.model.commit(self.worker, step, examples, self._slot.copy())
         self.model.lasts.append(last)
+        self.spent.went(self._slot.nbytes)
         self._slot.fill(np.nan)
         if self._view is not None:
             self._view.fill(np.nan)

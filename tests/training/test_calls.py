@@ -15,10 +15,29 @@ from coproc.pools.spark import SparkPool
 WHOLE = "coproc.errors:whole"
 
 
-@pytest.fixture(params=["inline", "processes", "spark"])
+class Connected:
+    """A session as Spark Connect's: with queries, without a context."""
+
+    def __init__(self, session):
+        self._session = session
+
+    @property
+    def sparkContext(self):
+        raise RuntimeError("there is no context")
+
+    def __getattr__(self, name):
+        return getattr(self._session, name)
+
+
+@pytest.fixture(params=["inline", "processes", "spark", "spark without a context"])
 def pool(request):
-    made = {"inline": InlinePool, "processes": lambda: ProcessPool(2)}.get(request.param)
-    with contextlib.closing(SparkPool(request.getfixturevalue("spark")) if made is None else made()) as pool:
+    made = {
+        "inline": InlinePool,
+        "processes": lambda: ProcessPool(2),
+        "spark": lambda: SparkPool(request.getfixturevalue("spark")),
+        "spark without a context": lambda: SparkPool(Connected(request.getfixturevalue("spark"))),
+    }
+    with contextlib.closing(made[request.param]()) as pool:
         yield pool
 
 

@@ -92,7 +92,7 @@ def test_what_ended_before_is_done_again(tmp_path, checkpoint_after):
 
 def test_a_stop_is_not_taken_for_a_loss():
     class Asked:
-        groups = 0
+        name, groups = "inline", 0
 
         def run(self, tasks, *, stop):
             self.groups += 1

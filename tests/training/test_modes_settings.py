@@ -149,7 +149,7 @@ REFUSED = [
         "--delay-compensation goes with --mode coproc, not with http",
     ),
     ({"delay_compensation": -1.0, "consistency": "asp"}, "delay_compensation"),
-    ({"preset": "hogwild"}, "--preset must be one of downpour, ssp, bsp, not 'hogwild'"),
+    ({"preset": "sandblaster"}, "--preset must be one of downpour, ssp, bsp, hogwild, not 'sandblaster'"),
     ({"n_send": 0}, "--n-send must be at least 1, not 0"),
     ({"preset": "ssp", "bound": 2, "consistency": "asp"}, "--bound 2 goes with --consistency ssp, not with asp"),
 ]
@@ -177,6 +177,7 @@ def test_others_refuse_them(given, words):
         ({"preset": "downpour", "n_send": 1}, ("asp", None, 1, 1)),
         ({"preset": "downpour", "n_fetch": 3}, ("asp", None, 5, 3)),
         ({"preset": "downpour", "consistency": "bsp"}, ("bsp", None, 5, 5)),
+        ({"preset": "hogwild"}, ("asp", None, 1, 1)),
     ],
     ids=str,
 )
@@ -187,6 +188,13 @@ def test_a_preset_fills_in_what_is_not_given(given, expected):
     # What is written, read again and changed has the values, and not the defaults of another preset.
     assert dataclasses.replace(config, seed=4) == dataclasses.replace(TrainConfig(**given), seed=4)
     assert TrainConfig(**{**dataclasses.asdict(config), "seed": 0}) == config
+
+
+def test_a_preset_may_choose_the_mode():
+    assert [TrainConfig(**given).mode for given in ({}, {"preset": "ssp"}, {"preset": "hogwild"})] == [
+        *("coproc", "coproc", "hogwild")
+    ]
+    assert TrainConfig(preset="hogwild", mode="http").mode == "http"
 
 
 def test_a_run_with_a_preset_is_what_it_says(settings, table, tmp_path):
@@ -223,6 +231,8 @@ def test_the_command_has_them(asked):
     assert asked("--mode", "http", "--driver-host", "10.0.0.1").driver_host == "10.0.0.1"
     assert asked("--consistency", "asp", "--delay-compensation", "0.04").delay_compensation == 0.04
     assert asked("--preset", "downpour", "--n-send", "2").n_send == 2
+    assert asked("--preset", "hogwild").mode == "hogwild"
+    assert [asked("--group-size", size).group_size for size in ("auto", "7")] == ["auto", 7]
     config = asked("--preset", "downpour")
     assert (config.consistency, config.n_send) == ("asp", 5)
     assert (asked().consistency, asked().n_send, asked().mode) == ("bsp", 1, "coproc")
@@ -235,7 +245,8 @@ def test_the_command_has_them(asked):
         (["--mode", "http", "--combine", "best"], "--combine goes with --mode localsgd, not with http"),
         (["--storage-url", "/x"], "--storage-url goes with --mode storage, not with coproc"),
         (["--driver-host", "h"], "--driver-host goes with --mode http, not with coproc"),
-        (["--preset", "hogwild"], "--preset must be one of downpour, ssp, bsp, not 'hogwild'"),
+        (["--group-size", "some"], "--group-size is a number of pushes or auto, not 'some'"),
+        (["--preset", "sandblaster"], "--preset must be one of downpour, ssp, bsp, hogwild, not 'sandblaster'"),
         (["--mode", "storage", "--storage-url", "no://where"], "--storage-url 'no://where' cannot be opened"),
         (["--mode", "broadcast", "--preset", "downpour"], "the mode 'broadcast' can be bsp, not asp"),
         (["--resume", "out", "--preset", "ssp"], "--preset cannot be given with --resume"),
@@ -279,6 +290,7 @@ FAR = {"address": "coproc://somewhere:1"}
         ({"mode": "allreduce", "optimizer": "adam", "workers": 4, "compression": "bf16"}, 2 * 3.5 + 2),
         ({"mode": "allreduce", "optimizer": "adam", "workers": 4, **FAR}, 0),
         ({"mode": "coproc", "workers": 4, **FAR}, 0),
+        ({"preset": "hogwild", "workers": 4, "optimizer": "momentum"}, 2 + 4),
     ],
     ids=str,
 )
@@ -302,7 +314,9 @@ def just_fits(config, needed_bytes, monkeypatch, tmp_path):
     with pytest.raises(OutOfMemory) as refused:
         plan.require_memory(config, P)
     # Another host's memory helps only where the tier has some of it.
-    in_tier = config.address is None and config.mode not in ("broadcast", "http") and config.storage_url is None
+    in_tier = (
+        config.address is None and config.mode not in ("broadcast", "http", "hogwild") and config.storage_url is None
+    )
     assert ("--address" in str(refused.value)) == in_tier
 
 
@@ -318,6 +332,7 @@ def just_fits(config, needed_bytes, monkeypatch, tmp_path):
         ("in groups", {}, True),
         ("in groups", {"group_size": 2}, True),
         ("in groups", {"group_size": 1}, False),
+        ("in groups", {"group_size": "auto"}, True),
         ("never", {}, False),
         ("never", {"group_size": 5}, False),
     ],

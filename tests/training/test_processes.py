@@ -57,7 +57,7 @@ def test_children_are_kept_from_task_to_task(pool):
     for _ in range(2):
         with pytest.raises(Exception, match=r"127\.0\.0\.1:1"):
             pool.run([task()])
-    assert pool._idle.qsize() == 1
+    assert pool._idle[0].qsize() == 1
 
 
 ANSWER = (
@@ -212,3 +212,17 @@ def test_inline_runs_all_tasks_at_once_and_raises_the_first_failure():
 
 def test_json_of_a_task_is_small():
     assert len(json.dumps(task().to_json())) < 1000
+
+
+def test_a_worker_is_always_at_its_place():
+    pool = ProcessPool(3, places=(("env", "PLACE=0"), ("env", "PLACE=1")))
+    try:
+        for _ in range(2):
+            assert len(pool.call("coproc.pools.base:python_path", [{}] * 3)) == 3
+        assert [idle.qsize() for idle in pool._idle] == [2, 1]
+        for place, idle in enumerate(pool._idle):
+            child = idle.get_nowait()
+            assert child.process.args[:2] == ("env", f"PLACE={place}")
+            idle.put(child)
+    finally:
+        pool.close()

@@ -19,6 +19,7 @@ from coproc import grads
 from coproc.data.batches import Batches
 from coproc.errors import ConfigError, DataError, Diverged, ModelExists, OutOfMemory, Unauthenticated, Unreachable
 from coproc.ingest import Destination, ingest_table, open_partition
+from coproc.pools.inline import InlinePool
 from coproc.pools.processes import ProcessPool
 from coproc.training import TrainConfig, plan, train
 from storage_tier import TierClient
@@ -243,6 +244,30 @@ def test_a_stop_keeps_what_was_trained(settings, tmp_path):
     assert result.interrupted
     assert 2 <= len(result.history) < 1000
     assert (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_it_has_cost_is_told_at_the_end(settings, stopped):
+    told, groups = [], []
+    config = TrainConfig(**{**settings, "group_size": 2})
+    result = train(
+        config, blobs(), on_end=told.append, on_group=groups.append, stop=lambda: stopped and len(groups) >= 2
+    )
+    (costs,) = told
+    size_bytes = sum(tensor.nbytes for tensor in result.params.values())
+    pushes = sum(part.pushes for group in groups for report in group.reports for part in report.epochs)
+    assert costs.jobs_count == len(groups)
+    assert costs.worker_out_bytes == costs.server_in_bytes == pushes * size_bytes
+    assert result.interrupted == stopped
+
+
+def test_of_a_training_that_failed_no_costs_are_told(settings, monkeypatch):
+    def fail(task, *, stop):
+        raise DataError("no rows")
+
+    monkeypatch.setattr("coproc.training.open_pool", lambda *given: InlinePool(run_task=fail))
+    with pytest.raises(DataError, match="no rows"):
+        train(TrainConfig(**settings), blobs(), on_end=lambda costs: pytest.fail("it was told"))
 
 
 def test_killed_workers_change_nothing(settings, monkeypatch):

@@ -12,7 +12,7 @@ from coproc import grads
 from coproc.data.base import Rows
 from coproc.data.batches import Batches
 from coproc.errors import ConfigError, Diverged, LeaseExpired, PushRejected, Timeout
-from coproc.exchange import ExchangeSpec
+from coproc.exchange import ExchangeSpec, Spent
 from coproc.worker import DataSpec, EpochReport, WorkerReport, WorkerTask, run_worker
 
 
@@ -211,6 +211,9 @@ def test_joins_again_when_its_lease_is_lost(fake_model):
     assert opened[0].aborted
     np.testing.assert_allclose(model.params, descend_by_hand(partition, 6), rtol=1e-5, atol=1e-7)
     assert sum(each.pushes for each in report.epochs) == 6
+    # Two pushes and three pulls of the first, four of each of the second.
+    assert [each.spent.in_bytes for each in opened] == [3 * model.params.nbytes, 4 * model.params.nbytes]
+    assert report.spent == Spent(7 * model.params.nbytes, 6 * model.params.nbytes, 7 * model.params.nbytes)
 
 
 def test_gives_up_when_the_lease_is_lost_again_and_again(fake_model):
@@ -358,7 +361,7 @@ def test_leaves_after_each_task_where_it_is_asked_to(fake_model):
 def test_tasks_and_reports_travel_as_json():
     wanted = task(backend={"backend": "mlp", "hidden": [4]}, worker=3)
     assert WorkerTask.from_json(wanted.to_json()) == wanted
-    report = WorkerReport(1, 0, 4, (EpochReport(0, 4, 16, 2.5),), False, 0.25)
+    report = WorkerReport(1, 0, 4, (EpochReport(0, 4, 16, 2.5),), False, 0.25, spent=Spent(8, 4, 12, 0.5))
     assert WorkerReport.from_json(report.to_json()) == report
     with pytest.raises(ConfigError, match="another version"):
         WorkerTask.from_json('{"run": "r", "surprise": 1}')
