@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -28,13 +29,32 @@ _MAKING_S = 60.0
 class LocalServer:
     """One server process of a `LocalCluster`."""
 
-    def __init__(self, directory: Path, environment: dict[str, str], memory_bytes: int | None, catalog: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        environment: dict[str, str],
+        memory_bytes: int | None,
+        catalog: Path,
+        *,
+        host: str = "127.0.0.1",
+        log: Path | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
+        """Starts nothing.
+
+        Args:
+            host: the address that it serves at.
+            log: a file; None: beside its directory.
+            prefix: what its process is started by, to run somewhere else.
+        """
         self._directory = directory
         self._catalog = catalog
+        self._host = host
+        self._prefix = prefix
         self.environment = environment
         """Variables of the process; a change counts from the next restart on."""
         self._memory_bytes = memory_bytes
-        self._log = directory.with_name(directory.name + ".log")
+        self._log = log or directory.with_name(directory.name + ".log")
         self._process: subprocess.Popen[str] | None = None
         self.port = 0
 
@@ -52,11 +72,13 @@ class LocalServer:
     @property
     def address(self) -> str:
         """HOST:PORT; the same after a restart."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self._host}:{self.port}"
 
-    def _launch(self) -> None:
+    def launch(self) -> None:
+        """Start its process; `await_ready` must follow."""
         command = [
-            sys.executable, "-m", "coproc.server.main", "--dir", str(self._directory), "--port", str(self.port),
+            *self._prefix, sys.executable, "-m", "coproc.server.main", "--dir", str(self._directory),
+            "--host", self._host, "--port", str(self.port),
             "--parent-pid", str(os.getpid()), "--catalog", str(self._catalog),
         ]  # fmt: skip
         if self._memory_bytes is not None:
@@ -73,7 +95,12 @@ class LocalServer:
                 start_new_session=True,
             )
 
-    def _await_ready(self) -> None:
+    def await_ready(self) -> None:
+        """Wait until it serves.
+
+        Raises:
+            OutOfMemory, Timeout, CoprocError: it does not; with the end of its log.
+        """
         process = self._process
         assert process is not None
         assert process.stdout is not None
@@ -124,8 +151,8 @@ class LocalServer:
     def restart(self) -> None:
         """Start it again on the same port and memory, stopping it first if it runs; returns when it serves."""
         self.stop()
-        self._launch()
-        self._await_ready()
+        self.launch()
+        self.await_ready()
 
     def stop(self, timeout_s: float = 30.0) -> None:
         """SIGTERM, and wait until it is gone; SIGKILL if that takes too long. Its memory stays."""
@@ -193,9 +220,9 @@ class LocalCluster:
         ]
         try:
             for server in self.servers:
-                server._launch()
+                server.launch()
             for server in self.servers:
-                server._await_ready()
+                server.await_ready()
         except BaseException:
             self.close()
             raise

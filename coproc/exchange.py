@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Protocol
 
 from coproc.errors import ConfigError
@@ -67,6 +67,34 @@ class Taken(NamedTuple):
     duplicate: bool = False
 
 
+@dataclass
+class Spent:
+    """What an attempt has cost: bytes of gradients and parameters, as they travelled, without headers."""
+
+    in_bytes: int = 0
+    out_bytes: int = 0
+    local_bytes: int = 0
+    """Of both: through the memory of one host, nothing on a wire. What is read as a view counts whole,
+    though nothing moves."""
+    update_s: float = 0.0
+    """Seconds of descents of its own."""
+
+    def came(self, count_bytes: int, local: bool = False) -> None:
+        """Parameters were read."""
+        self.in_bytes += count_bytes
+        self.local_bytes += count_bytes if local else 0
+
+    def went(self, count_bytes: int, local: bool = False) -> None:
+        """A gradient was given."""
+        self.out_bytes += count_bytes
+        self.local_bytes += count_bytes if local else 0
+
+    def add(self, other: Spent) -> None:
+        """Add what another one has cost."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+
 class Exchange(Protocol):
     """Worker face: one attempt's connection to the model. Used by one thread."""
 
@@ -78,6 +106,11 @@ class Exchange(Protocol):
     @property
     def version(self) -> int:
         """The newest version of the model there is now. Cheap: no copy, no wait."""
+        ...
+
+    @property
+    def spent(self) -> Spent:
+        """What it has cost so far; after `close` too."""
         ...
 
     def pull(self, *, timeout_s: float) -> Pulled:

@@ -53,21 +53,21 @@ def no_lines() -> Lines | None:
 def pull(stub: Any, peer: str, request: pb.PullRequest, out: Flat, timeout_s: float) -> int:
     """One whole version into `out` (P,); its number."""
     with ERRORS.translated(peer):
-        return int(_receive(stub.Pull(request, timeout=timeout_s + _BYTES_S), out).version)
+        return int(_receive(stub.Pull(request, timeout=timeout_s + _BYTES_S), out)[0].version)
 
 
-def _receive(answers: Iterator[Any], out: Flat) -> pb.ResponseHeader:
+def _receive(answers: Iterator[Any], out: Flat) -> tuple[pb.ResponseHeader, int]:
+    """Fill `out` (P,); (header, bytes that travelled)."""
     filling = Filling(out, "the model")
     first = next(answers)
     for part in parts(itertools.chain([first], answers)):
         filling.add(part.data)
     filling.finish()
-    header: pb.ResponseHeader = first.header
-    return header
+    return first.header, filling.travelled_bytes
 
 
-def _receive_coded(answers: Iterator[Any], replica: Replica) -> pb.ResponseHeader:
-    """Bring a replica to one whole version; its header. If it fails on the way, the next pull has it all anew."""
+def _receive_coded(answers: Iterator[Any], replica: Replica) -> tuple[pb.ResponseHeader, int]:
+    """Bring a replica to one whole version; as `_receive`. If it fails on the way, the next pull has it all anew."""
     first = next(answers)
     known = replica.receiving(first.replica, replica.number)
     filling = Filling(replica.values, "the model")
@@ -80,8 +80,7 @@ def _receive_coded(answers: Iterator[Any], replica: Replica) -> pb.ResponseHeade
             raise ServerError("the server sends differences to parameters that this worker does not have")
     filling.finish()
     replica.complete()
-    header: pb.ResponseHeader = first.header
-    return header
+    return first.header, filling.travelled_bytes
 
 
 class FarWorker:
@@ -111,6 +110,10 @@ class FarWorker:
         self.worker = worker
         self.next_step = 0
         self.read_version = -1
+        self.received_bytes = 0
+        """Of parameters, as they travelled, without headers; of calls that were answered."""
+        self.sent_bytes = 0
+        """Of gradients, likewise."""
         self._stub = stub
         self._peer = peer
         self._slots = slots
@@ -211,20 +214,21 @@ class FarWorker:
         out = self._pulled
 
         def call() -> int:
-            header = receive()
+            header, came_bytes = receive()
+            self.received_bytes += came_bytes
             if header.epoch != self.epoch:
                 # Read before the server is all there: whoever joins it then is told what happened.
                 raise LeaseExpired(f"model {self.spec.name!r} is not the one that worker {self.worker} has joined")
             return int(header.version)
 
-        def receive() -> pb.ResponseHeader:
+        def receive() -> tuple[pb.ResponseHeader, int]:
             nonlocal coming
             if self._lines is not None:
                 left_s = max(0.001, deadline - time.monotonic())
                 try:
-                    return by_line.pull(
-                        self._lines, self._request(min_version, left_s), out, time.monotonic() + left_s + _BYTES_S
-                    )
+                    request = self._request(min_version, left_s)
+                    header = by_line.pull(self._lines, request, out, time.monotonic() + left_s + _BYTES_S)
+                    return header, out.nbytes
                 except LineDown:
                     self._turn_to(None)
             with ERRORS.translated(self._peer):
@@ -254,6 +258,12 @@ class FarWorker:
     @property
     def _held(self) -> int:
         return 0 if self._replica is None else self._replica.number
+
+    def use_memory(self, pulled: Flat, gradient: Flat) -> None:
+        """Receive into `pulled` (P,), where there is no compression, and send what is in `gradient` (P,)."""
+        self._buffer = gradient
+        if self._replica is None:
+            self._pulled = pulled
 
     def slot(self, timeout_s: float) -> Flat:
         """A buffer of this process, (P,) float32; sent by `commit`."""
@@ -335,11 +345,17 @@ class FarWorker:
                 timeout_ms=max(1, int((deadline - time.monotonic()) * 1000)),
             )
             left_s = max(0.001, deadline - time.monotonic()) + _BYTES_S
-            if residual is None or not examples:
-                return push(begin, plain_parts(self.slot(0)) if examples else (), left_s)
+            if not examples:
+                return push(begin, (), left_s)
+            if residual is None:
+                answer = push(begin, plain_parts(self.slot(0)), left_s)
+                self.sent_bytes += self.slot(0).nbytes
+                return answer
             sending = Sending(residual, self.slot(0), flush)
             try:
-                return push(begin, sending, left_s)
+                answer = push(begin, sending, left_s)
+                self.sent_bytes += sending.parts_bytes
+                return answer
             except (PushRejected, ConfigError):
                 raise
             except CoprocError:

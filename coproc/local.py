@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -40,6 +41,7 @@ class Descent:
         *,
         whole: slice | None = None,
         threads: int | None = None,
+        rows: tuple[Row, ...] = (),
     ) -> None:
         """Copies `params`; the optimizer's state begins at 0.
 
@@ -47,6 +49,7 @@ class Descent:
             layout: of the whole model.
             params: float32 (n,), all of it, or what lies at `whole` of it.
             threads: that share an update; None: one a core. What comes out is the same.
+            rows: memory of the caller to descend in, parameters and state as they are there; `params` is the first.
 
         Raises:
             ConfigError: the optimizer goes by norms over all of the model, and this is a slice.
@@ -62,12 +65,14 @@ class Descent:
         self.optimizer = optimizer
         self.updates = 0
         """Made so far."""
+        self.busy_s = 0.0
+        """Seconds in `step`."""
         self.learning_rate = optimizer.base_rate
         """Of the next update, before its schedule."""
-        self.rows: tuple[Row, ...] = tuple([optim.aligned_row(size) for _ in range(1 + len(optimizer.state_rows))])
-        for row in self.rows:
-            row[:] = 0
-        self.rows[0][:] = params
+        self.rows: tuple[Row, ...] = rows
+        if not rows:
+            self.rows = tuple([optim.aligned_row(size) for _ in range(1 + len(optimizer.state_rows))])
+            self.rows[0][:] = params
         self._sweep = optim.compile_sweep(optimizer)
         count = min(threads or len(os.sched_getaffinity(0)), max(1, size // _PART_FLOATS))
         line = optim.LINE_FLOATS
@@ -94,6 +99,7 @@ class Descent:
         Args:
             losses: one each, for rules of combining that go by them.
         """
+        began = time.perf_counter()
         total = sum(examples)
         losses = losses or [math.nan] * len(gradients)
         optimizer, members = self.optimizer, tuple(gradients)
@@ -113,6 +119,7 @@ class Descent:
                 weights = optimizer.weights(shares, min(1.0, optimizer.clip_norm / (norm + _CLIP_EPSILON)))
             self._in_parts(lambda part, scratch: self._apply(members, weights, constants, part, scratch))
         self.updates = update
+        self.busy_s += time.perf_counter() - began
 
     def _by_tensor(
         self,

@@ -283,6 +283,20 @@ class Worker:
         """The step to push next: 0, 1, 2, ... without holes, whatever attempts there were."""
         return self._attempt.next_step
 
+    def use_memory(self, pulled: Flat, gradient: Flat) -> None:
+        """On another host than the servers: receive into `pulled`, and send from `gradient`, (P,) each.
+
+        On theirs nothing: there a pull is a view, and a gradient is born in shared memory.
+        """
+        if isinstance(self._attempt, FarWorker):
+            self._attempt.use_memory(pulled, gradient)
+
+    @property
+    def travelled_bytes(self) -> tuple[int, int]:
+        """(of parameters that came, of gradients that went) by the wire so far; without headers. Near nothing does."""
+        attempt = self._attempt
+        return (attempt.received_bytes, attempt.sent_bytes) if isinstance(attempt, FarWorker) else (0, 0)
+
     def pull(self, min_version: int = 0, timeout_s: float = 30.0, *, copy: bool = False) -> Snapshot:
         """The newest whole version that this worker may read; waits as the consistency says.
 

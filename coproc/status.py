@@ -128,6 +128,12 @@ class ModelStatus:
     behind_server: str = ""
     """The server that these wait for, for its descent is the furthest behind; '' if nobody waits, or for other workers
     only."""
+    received_bytes: int = 0
+    """Of gradients, from workers on other hosts, as they travelled."""
+    sent_bytes: int = 0
+    """Of parameters, to these."""
+    swept_s: float = 0.0
+    """Seconds that its shards have spent in descent, added up, since its memory was made."""
 
 
 @dataclass(frozen=True)
@@ -213,4 +219,7 @@ def model_status(m: Any) -> ModelStatus:
         pending_count=m.pending_count,
         blocked_count=m.blocked_count,
         behind_server=m.behind_server,
+        received_bytes=m.received_bytes,
+        sent_bytes=m.sent_bytes,
+        swept_s=m.swept_s,
     )

@@ -224,6 +224,8 @@ class Filling:
         self._data = out.data.cast("B")
         self._what = what
         self.filled_bytes = 0
+        self.travelled_bytes = 0
+        """That came, in whatever form."""
         self.finite = True
         """Whether what has come is known to be finite: looked at while it is in the processor's cache."""
 
@@ -237,6 +239,7 @@ class Filling:
         if end > len(self._data):
             raise errors.ConfigError(f"{self._what} has {len(self._data):,} bytes; more than that were sent")
         self._data[self.filled_bytes : end] = chunk
+        self.travelled_bytes += len(chunk)
         whole_floats = not (self.filled_bytes | end) & 3
         self.finite &= whole_floats and all_finite(self._out[self.filled_bytes // 4 : end // 4])
         self.filled_bytes = end
@@ -254,6 +257,7 @@ class Filling:
             source.fill(self._data[self.filled_bytes : end])
             self.finite &= all_finite(self._out[self.filled_bytes // 4 : end // 4])
             self.filled_bytes = end
+        self.travelled_bytes += len(self._data)
 
     def add_coded(self, chunk: bytes | memoryview, compression: Compression) -> None:
         """Decode the next piece into its place.
@@ -263,6 +267,7 @@ class Filling:
         """
         piece = self._next_piece()
         compression.decode(chunk, piece)
+        self.travelled_bytes += len(chunk)
         self.finite &= all_finite(piece)
         self.filled_bytes += piece.nbytes
 
@@ -275,6 +280,7 @@ class Filling:
         piece = self._next_piece()
         difference = np.empty_like(piece)
         compression.decode(chunk, difference)
+        self.travelled_bytes += len(chunk)
         advance(piece, difference)
         self.filled_bytes += piece.nbytes
 

@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from coproc.data.batches import Batches, Minibatch
 from coproc.data.partition import Partition
 from coproc.errors import ConfigError, DataLost, Diverged, LeaseExpired, Timeout, Unreachable
-from coproc.exchange import Exchange, ExchangeSpec, open_exchange
+from coproc.exchange import Exchange, ExchangeSpec, Spent, open_exchange
 from coproc.grads.base import Batch
 from coproc.wire import as_coproc
 from storage_tier.errors import BytesLost, PathNotFound, TierError
@@ -208,6 +208,7 @@ class WorkerReport:
     """Seconds of the loop, opening of data and exchange included."""
     samples: tuple[Sample, ...] = ()
     """Of a task that is traced: its pushes, one after the other."""
+    spent: Spent = field(default_factory=Spent)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -217,7 +218,7 @@ class WorkerReport:
         parts = json.loads(text)
         epochs = tuple(EpochReport(**each) for each in parts["epochs"])
         samples = tuple(Sample(*each) for each in parts.get("samples", ()))
-        return cls(**{**parts, "epochs": epochs, "samples": samples})
+        return cls(**{**parts, "epochs": epochs, "samples": samples, "spent": Spent(**parts.get("spent", {}))})
 
 
 class Backend(Protocol):
@@ -418,6 +419,7 @@ def run_worker(
     backend = (open_backend or _open_backend)(task)
     epochs: dict[int, EpochReport] = {}
     samples: list[Sample] = []
+    spent = Spent()
     first_step: int | None = None
     lost_count = 0
     while True:
@@ -433,12 +435,14 @@ def run_worker(
         except LeaseExpired:
             lost_count = lost_count + 1 if exchange.next_step == joined_at else 0
             exchange.abort()
+            spent.add(exchange.spent)
             if lost_count >= REJOIN_LIMIT:
                 raise
             continue
         except BaseException:
             exchange.abort()
             raise
+        spent.add(exchange.spent)
         return WorkerReport(
             worker=task.worker,
             first_step=first_step,
@@ -447,6 +451,7 @@ def run_worker(
             stopped=loop.stopped,
             wall_s=time.perf_counter() - began,
             samples=tuple(samples),
+            spent=spent,
         )
 
 

@@ -140,6 +140,11 @@ class Region:
             os.close(fd)
             raise
 
+    @property
+    def descriptor(self) -> int:
+        """The file's, of this object alone, as long as it is open: for record locks, or for /proc."""
+        return self._fd
+
     def words(self, offset_bytes: int, count: int) -> Words:
         """`count` shared words at `offset_bytes` of the payload."""
         return Words(self._map, HEADER_BYTES + offset_bytes, count)

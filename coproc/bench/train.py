@@ -14,7 +14,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import coproc
 from coproc import grads, optim
 from coproc.bench.base import Options, Result, speed_ratio
-from coproc.exchange import ExchangeSpec
+from coproc.exchange import ExchangeSpec, Spent
 from coproc.ingest import Destination, Ingested, ingest_table
 from coproc.modes.base import ModeSettings, load
 from coproc.near import Receipt
@@ -56,6 +56,7 @@ class Alone:
     out: Flat
     next_step: int = 0
     version: int = 0
+    spent: Spent = field(default_factory=Spent)
 
     @property
     def flat(self) -> Flat:

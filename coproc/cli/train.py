@@ -79,12 +79,12 @@ def train(
         typer.Option(help="ssp, asp: corrects gradients for their delay; 0.04 is usual.", rich_help_panel=_HOW),
     ] = None,
     mode: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Architecture: coproc; or allreduce, broadcast, http, localsgd, storage to compare.",
+            help="Architecture: coproc (default); to compare, allreduce, broadcast, hogwild, http, localsgd, storage.",
             rich_help_panel=_HOW,
         ),
-    ] = "coproc",
+    ] = None,
     tau: Annotated[
         int | None, typer.Option(help="localsgd: steps between two averagings (default: 10).", rich_help_panel=_HOW)
     ] = None,
@@ -94,7 +94,8 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="downpour, ssp, bsp: a method's consistency, bound and n-send; options win.", rich_help_panel=_HOW
+            help="downpour, ssp, bsp, hogwild: a method's mode, consistency, bound, n-send; options win.",
+            rich_help_panel=_HOW,
         ),
     ] = None,
     consistency: Annotated[
@@ -122,7 +123,8 @@ def train(
         int | None, typer.Option(help="Batches from pull to pull (default: n-send).", rich_help_panel=_HOW)
     ] = None,
     group_size: Annotated[
-        int | None, typer.Option(help="Pushes a task (default: an epoch).", rich_help_panel=_HOW)
+        str | None,
+        typer.Option(help="Pushes a task (default: an epoch); auto: scheduling stays small.", rich_help_panel=_HOW),
     ] = None,
     compression: Annotated[
         str | None,
@@ -188,6 +190,12 @@ def train(
             metavar="URL", help="storage: a folder instead of the tier: s3://…, file:///….", rich_help_panel=_WHERE
         ),
     ] = None,
+    parts: Annotated[
+        bool | None,
+        typer.Option(
+            "--parts", help="coproc: a part of the model on each server, also on several hosts.", rich_help_panel=_WHERE
+        ),
+    ] = None,
     driver_host: Annotated[
         str | None,
         typer.Option(metavar="HOST", help="http: where workers reach the driver's server.", rich_help_panel=_WHERE),
@@ -217,6 +225,7 @@ def train(
         "combine": combine,
         "storage_url": storage_url,
         "driver_host": driver_host,
+        "parts": parts,
         "preset": preset,
         "consistency": consistency,
         "bound": bound,
@@ -225,7 +234,7 @@ def train(
         "late": late,
         "n_send": n_send,
         "n_fetch": n_fetch,
-        "group_size": group_size,
+        "group_size": None if group_size is None else _group_size(group_size),
         "compression": None if compression is None else _compression(compression),
         "scale": _scale(scale),
         "seed": seed,
@@ -352,6 +361,15 @@ def _sizes(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         usage_error(f"--hidden is a list of sizes such as 1024,1024, or none, not {text!r}")
+
+
+def _group_size(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        usage_error(f"--group-size is a number of pushes or auto, not {text!r}")
 
 
 def _scale(text: str) -> float | None:

@@ -96,6 +96,8 @@ class Sending:
         self._ended = False
         self.handed_over = False
         """Whether all parts were asked for: only then may the other end have all of them."""
+        self.parts_bytes = 0
+        """Of the parts so far."""
 
     def __iter__(self) -> Iterator[Part]:
         residual, size = self._residual, self._gradient.size
@@ -115,6 +117,7 @@ class Sending:
                     part = Part(residual.compression.encode(piece, out), True)
                     np.subtract(piece, out, out=residual.next[at])
                 self.handed_over = at.stop == size
+                self.parts_bytes += len(part.data)
             yield part
 
     def end(self) -> None:

@@ -108,7 +108,8 @@ class ParameterServer:
         return JSONResponse({"next_step": self._rounds.join(_whole(request, "worker"))})
 
     async def _model(self, request: Request) -> Response:
-        if "worker" in request.query_params:
+        of_worker = "worker" in request.query_params
+        if of_worker:
             await self._own_round(_whole(request, "worker"), _seconds(request))
         async with self._descending:
             version = self._version
@@ -118,7 +119,7 @@ class ParameterServer:
             if self._content[0] != version:
                 self._content = version, self._descent.params.tobytes()
             content = self._content[1]
-        self._counts["bytes_out"] += len(content)
+        self._counts["bytes_out"] += len(content) if of_worker else 0
         return Response(content, media_type="application/octet-stream", headers={"etag": tag})
 
     async def _update(self, request: Request) -> Response:
@@ -155,7 +156,8 @@ class ParameterServer:
         return JSONResponse({})
 
     async def _status(self, request: Request) -> Response:
-        return JSONResponse({"version": self._version, **self._counts, "loss_sum": self._loss_sum})
+        told = {"version": self._version, "loss_sum": self._loss_sum, "update_s": self._descent.busy_s}
+        return JSONResponse({**told, **self._counts})
 
     # ---- within
 

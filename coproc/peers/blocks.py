@@ -11,6 +11,7 @@ the second job is done.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,16 @@ def put_down(slices: Slices, worker: int, gradient: Flat) -> None:
     Those of an earlier attempt make room.
     """
     codes, writers = coded(gradient, slices.terms.truncated), []
-    slices.sent_bytes += codes.nbytes - codes[slices.bounds[worker]].nbytes
     with translated():
+        slices.spent.went(codes.nbytes - codes[slices.bounds[worker]].nbytes, slices.tier.near)
         for owner, where in enumerate(slices.bounds):
             path = slices.path(slices.terms.begin, _name(worker, owner))
-            writers.append(slices.tier.create(path, slices.moved, overwrite=True))
+            writers.append(slices.tier.create(path, overwrite=True))
             writers[-1].write(codes[where])
         slices.tier.commit_all(writers)
 
 
-def reduce(terms: Mapping[str, Any], owner: int, given: Sequence[tuple[int, int, float]]) -> dict[str, int]:
+def reduce(terms: Mapping[str, Any], owner: int, given: Sequence[tuple[int, int, float]]) -> dict[str, Any]:
     """The second job's task of one owner: sum its slice of all gradients, descend it, publish it.
 
     Args:
@@ -42,7 +43,7 @@ def reduce(terms: Mapping[str, Any], owner: int, given: Sequence[tuple[int, int,
         given: (worker, examples, loss) of each gradient, in the order of workers.
 
     Returns:
-        As `Slices.told`, of both tasks of this peer.
+        As `Slices.told`; and spent: `Spent` of this task.
     """
     with Slices(Terms(**terms)) as slices:
         slices_of, gradients = [], []  # the files stay mapped as long as these live
@@ -50,11 +51,7 @@ def reduce(terms: Mapping[str, Any], owner: int, given: Sequence[tuple[int, int,
             for worker, _, _ in given:
                 view = slices.tier.open(slices.path(slices.terms.begin, _name(worker, owner)))
                 slices_of.append(slices.codes(view))
-                if worker == owner:
-                    slices.sent_bytes += int(view.metadata["sent_bytes"] or 0)
-                    slices.received_bytes += int(view.metadata["received_bytes"] or 0)
-                else:
-                    slices.received_bytes += view.size_bytes
+                slices.spent.came(view.size_bytes if worker != owner else 0, view.near)
         for codes in slices_of:
             if slices.terms.truncated:
                 gradients.append(np.empty(codes.size, np.float32))
@@ -63,7 +60,8 @@ def reduce(terms: Mapping[str, Any], owner: int, given: Sequence[tuple[int, int,
                 gradients.append(writable(codes))
         with slices.owned(owner) as descent:
             descent.step(gradients, [examples for _, examples, _ in given], [loss for _, _, loss in given])
-            return slices.publish(owner, descent)
+            facts = slices.publish(owner, descent)
+        return {**facts, "spent": asdict(replace(slices.spent, update_s=descent.busy_s))}
 
 
 def _name(worker: int, owner: int) -> str:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import struct
 import sys
+from dataclasses import replace
 
 import numpy as np
 
 from coproc.errors import ServerError, WorkerLost
-from coproc.exchange import Taken, Version
+from coproc.exchange import Spent, Taken, Version
 from coproc.layout import Flat
 from coproc.local import Descent
 from coproc.peers.slices import Codes, Slices, coded, decode, translated
@@ -50,6 +51,11 @@ class GangExchange:
         self._given: dict[int, tuple[int, float, Flat]] = {}
         self.next_step = terms.step
         self.version = 0
+
+    @property
+    def spent(self) -> Spent:
+        """By streams, and, at the group's ends, through the tier."""
+        return replace(self._slices.spent, update_s=0.0 if self._own is None else self._own.busy_s)
 
     def pull(self, *, timeout_s: float) -> Version:
         """The parameters, as they are until the next push. No bytes move, but for the first."""
@@ -149,7 +155,7 @@ class GangExchange:
         examples, _ = self._read(head, step, into.nbytes)
         if examples:
             yield into.data
-            self._slices.received_bytes += into.nbytes
+            self._slices.spent.came(into.nbytes)
             if into is not part:
                 decode(into, part)
 
@@ -165,12 +171,12 @@ class GangExchange:
     def _send(self, other: int, step: int, codes: Codes, examples: int, loss: float) -> None:
         assert self._streams is not None
         self._streams.send(other, _HEAD.pack(step, codes.nbytes, examples, loss), codes)
-        self._slices.sent_bytes += codes.nbytes
+        self._slices.spent.went(codes.nbytes)
 
     def _take(self, step: int, worker: int, codes: Codes, examples: int, loss: float) -> None:
         """One peer's slice of the gradient is here; with the last one, descend and send."""
         if examples:
-            self._slices.received_bytes += codes.nbytes if worker != self._worker else 0
+            self._slices.spent.came(codes.nbytes if worker != self._worker else 0)
             if self._slices.terms.truncated:
                 decode(codes, self._decoded[worker])
                 codes = self._decoded[worker]

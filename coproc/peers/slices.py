@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coproc import optim
+from coproc.exchange import Spent
 from coproc.layout import Flat, ParamLayout
 from coproc.local import Descent
 from coproc.wire import as_coproc
@@ -118,10 +119,8 @@ class Slices:
     """The files of a run, as one peer or the driver sees them. A context manager."""
 
     terms: Terms
-    sent_bytes: int = 0
-    """To other peers."""
-    received_bytes: int = 0
-    """Of other peers."""
+    spent: Spent = field(default_factory=Spent)
+    """Of what goes to other peers, and comes of them."""
     tier: TierClient = field(init=False)
 
     def __post_init__(self) -> None:
@@ -139,11 +138,6 @@ class Slices:
         """What an open file holds, without a copy; as long as the array lives, the file stays mapped."""
         return np.frombuffer(view.data, "<u2" if self.terms.truncated else "<f4")
 
-    @property
-    def moved(self) -> dict[str, int]:
-        """What this peer has sent and received, as facts of a file."""
-        return {"sent_bytes": self.sent_bytes, "received_bytes": self.received_bytes}
-
     # ---- weights
 
     def pull(self, peer: int) -> tuple[Flat, int]:
@@ -155,14 +149,15 @@ class Slices:
         terms = self.terms
         out = np.empty(self.layout.size, np.float32)
 
-        def one(owner: int) -> tuple[int, int]:
+        def one(owner: int) -> tuple[int, int, bool]:
             view = self.tier.open(self.path(terms.begin, f"weights-{owner:05d}"))
             decode(self.codes(view), out[self.bounds[owner]])
-            return int(view.metadata["updates"] or 0), view.size_bytes if owner != peer else 0
+            return int(view.metadata["updates"] or 0), view.size_bytes if owner != peer else 0, view.near
 
-        came = self._all(one)
-        self.received_bytes += sum(size_bytes for _, size_bytes in came)
-        return out, came[0][0]
+        found = self._all(one)
+        for _, size_bytes, near in found:
+            self.spent.came(size_bytes, near)
+        return out, found[0][0]
 
     def _all(self, do: Callable[[int], T]) -> list[T]:
         peers = range(self.terms.peers)
@@ -195,10 +190,10 @@ class Slices:
     def publish(self, peer: int, descent: Descent) -> dict[str, int]:
         """Write what a peer owns as of the group's end, both files at once; what `told` will tell of it."""
         codes = coded(descent.params, self.terms.truncated)
-        self.sent_bytes += codes.nbytes * (self.terms.peers - 1)  # all others read it
         rows = descent.rows[0 if self.terms.truncated else 1 :]
-        facts = {"updates": descent.updates, **self.moved}
+        facts = {"updates": descent.updates}
         with translated():
+            self.spent.went(codes.nbytes * (self.terms.peers - 1), self.tier.near)  # all others read it
             writers = []
             for name, parts in (("weights", [codes]), ("state", list(rows))):
                 path = self.path(self.terms.end, f"{name}-{peer:05d}")
@@ -220,7 +215,7 @@ class Slices:
                 self.publish(peer, descent)
 
     def told(self, version: str) -> list[dict[str, Any]]:
-        """Of each slice that is there, by owner: the updates it has had, the bytes that its owner has moved."""
+        """Of each slice that is there, by owner: the updates it has had."""
         with translated():
             files = self.tier.list(f"{self.terms.directory}/{version}")
         return [dict(file.metadata) for file in files if file.path.rpartition("/")[2].startswith("weights-")]

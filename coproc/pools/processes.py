@@ -122,11 +122,16 @@ class ProcessPool:
 
     name = "processes"
 
-    def __init__(self, slots: int, command: Sequence[str] = COMMAND) -> None:
-        """Starts nothing. `command` is the child's program; tests give another."""
-        self._command = command
+    def __init__(self, slots: int, command: Sequence[str] = COMMAND, places: Sequence[Sequence[str]] = ((),)) -> None:
+        """Starts nothing.
+
+        Args:
+            command: the child's program; tests give another.
+            places: what it is started by, to run somewhere else: worker w is always at place w % their number.
+        """
+        self._commands = [(*place, *command) for place in places]
         self._slots_count = slots
-        self._idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
+        self._idle: list[queue.SimpleQueue[Child]] = [queue.SimpleQueue() for _ in places]
         self._seats = threading.Semaphore(slots)
         self._busy: dict[int, Child] = {}
         self._lock = threading.Lock()
@@ -144,29 +149,29 @@ class ProcessPool:
 
     def run(self, tasks: Sequence[WorkerTask], *, stop: Callable[[], bool] = never) -> list[WorkerReport]:
         """As `Pool.run`. A child that dies is replaced; its task continues where the model says."""
-        named = [(f"worker {task.worker}", task.to_json()) for task in tasks]
+        named = [(task.worker, f"worker {task.worker}", task.to_json()) for task in tasks]
         return [WorkerReport.from_json(answer) for answer in self._do(named, stop)]
 
     def call(self, function: str, arguments: Sequence[Mapping[str, Any]]) -> list[Any]:
         """As `Pool.call`. A child that dies is replaced."""
-        named = [(f"task {number}", call_text(function, each)) for number, each in enumerate(arguments)]
+        named = [(number, f"task {number}", call_text(function, each)) for number, each in enumerate(arguments)]
         return [json.loads(answer) for answer in self._do(named, never)]
 
-    def _do(self, tasks: Sequence[tuple[str, str]], stop: Callable[[], bool]) -> list[str]:
-        """The answers to tasks, (name, line) each, in their order."""
+    def _do(self, tasks: Sequence[tuple[int, str, str]], stop: Callable[[], bool]) -> list[str]:
+        """The answers to tasks, (number, name, line) each, in their order."""
         finished: queue.SimpleQueue[tuple[int, str | BaseException]] = queue.SimpleQueue()
         ending = threading.Event()
 
-        def one(index: int, name: str, text: str) -> None:
+        def one(index: int, number: int, name: str, text: str) -> None:
             with self._seats:
                 try:
-                    finished.put((index, self._attempts(index, name, text, ending)))
+                    finished.put((index, self._attempts(index, number % len(self._idle), name, text, ending)))
                 except BaseException as error:  # raised again in the caller's thread, below
                     finished.put((index, error))
 
         threads = [
-            threading.Thread(target=one, args=(index, name, text), name=name, daemon=True)
-            for index, (name, text) in enumerate(tasks)
+            threading.Thread(target=one, args=(index, number, name, text), name=name, daemon=True)
+            for index, (number, name, text) in enumerate(tasks)
         ]
         for thread in threads:
             thread.start()
@@ -201,50 +206,49 @@ class ProcessPool:
             busy = list(self._busy.values())
         for child in busy:
             child.kill()
-        while True:
-            try:
-                self._idle.get_nowait().close()
-            except queue.Empty:
-                return
+        for idle in self._idle:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    idle.get_nowait().close()
 
-    def _attempts(self, index: int, name: str, text: str, ending: threading.Event) -> str:
+    def _attempts(self, index: int, place: int, name: str, text: str, ending: threading.Event) -> str:
         deaths: list[str] = []
         while len(deaths) < ATTEMPT_LIMIT:
-            child = self._take()
+            child = self._take(place)
             with self._lock:
                 self._busy[index] = child
             try:
                 answer = child.do(text, ending)
             except Died as death:
                 deaths.append(str(death))
-                self._give(index, child, alive=False)
+                self._give(index, place, child, alive=False)
                 if ending.is_set() or self._closed:
                     break
                 continue
             except CoprocError:
-                self._give(index, child, alive=True)
+                self._give(index, place, child, alive=True)
                 raise
             except BaseException:
-                self._give(index, child, alive=False)
+                self._give(index, place, child, alive=False)
                 raise
-            self._give(index, child, alive=True)
+            self._give(index, place, child, alive=True)
             return answer
         raise ServerError(
             f"{name} died {len(deaths)} time{'s' if len(deaths) != 1 else ''} ({deaths[-1]}); "
             "SIGKILL mostly means that the machine has too little memory: use fewer workers"
         )
 
-    def _take(self) -> Child:
+    def _take(self, place: int) -> Child:
         try:
-            return self._idle.get_nowait()
+            return self._idle[place].get_nowait()
         except queue.Empty:
-            return Child(self._command)
+            return Child(self._commands[place])
 
-    def _give(self, index: int, child: Child, *, alive: bool) -> None:
+    def _give(self, index: int, place: int, child: Child, *, alive: bool) -> None:
         with self._lock:
             self._busy.pop(index, None)
         if alive and not self._closed and child.process.poll() is None:
-            self._idle.put(child)
+            self._idle[place].put(child)
         else:
             child.close()
 

@@ -92,6 +92,26 @@ def _python_of_workers(executable: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _home_in(home: Path) -> Iterator[None]:
+    """Have Spark's own workers write below `home`, for they do it where it is installed."""
+    import pyspark
+
+    before = os.environ.get("SPARK_HOME")
+    home.mkdir()
+    for each in Path(before or pyspark.__path__[0]).iterdir():
+        if each.name != "work":
+            (home / each.name).symlink_to(each)
+    os.environ["SPARK_HOME"] = str(home)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["SPARK_HOME"]
+        else:
+            os.environ["SPARK_HOME"] = before
+
+
+@contextlib.contextmanager
 def _own_interrupt() -> Iterator[None]:
     """Keep this process's answer to Ctrl-C: pyspark's asks a session that may be closed by then."""
     before = signal.getsignal(signal.SIGINT)
@@ -108,8 +128,11 @@ class LocalSpark:
     Everything it writes (sockets, shuffle files, the log of its first words) is in one directory of ours.
     """
 
-    def __init__(self, slots: int, *, memory: str = "2g") -> None:
+    def __init__(self, slots: int, *, memory: str = "2g", master: str | None = None) -> None:
         """Start it; takes some seconds.
+
+        Args:
+            master: local-cluster[EXECUTORS,SLOTS,MEGABYTES], for executors that are processes; None: `slots` in one.
 
         Raises:
             Unsupported: no pyspark or no Java.
@@ -120,13 +143,13 @@ class LocalSpark:
         self._dir = Path(tempfile.mkdtemp(prefix=PREFIX))
         self._owner = own(self._dir)
         try:
-            self.session = self._start(slots, memory)
+            self.session = self._start(slots, memory, master or f"local[{slots},{ATTEMPT_LIMIT}]")
         except Exception as error:
             log = self._log_tail()
             self._remove()
             raise Unsupported(f"Spark did not start ({type(error).__name__}): {log or error}") from error
 
-    def _start(self, slots: int, memory: str) -> SparkSession:
+    def _start(self, slots: int, memory: str, master: str) -> SparkSession:
         (self._dir / "log4j2.properties").write_text(LOG4J)
         # It lives for one training, and the work is done in Python: what the optimizing compiler and a
         # parallel collector cost (a third of all its processor time) they never bring in again.
@@ -153,10 +176,11 @@ class LocalSpark:
             from pyspark.sql import SparkSession
 
             # local[N] alone never retries a failed task.
-            builder = SparkSession.builder.master(f"local[{slots},{ATTEMPT_LIMIT}]").appName("coproc")
+            builder = SparkSession.builder.master(master).appName("coproc")
             for name, value in settings.items():
                 builder = builder.config(name, value)
-            with self._stderr_to_log(), _python_of_workers(sys.executable), _own_interrupt():
+            home = contextlib.nullcontext() if master.startswith("local[") else _home_in(self._dir / "home")
+            with home, self._stderr_to_log(), _python_of_workers(sys.executable), _own_interrupt():
                 return builder.getOrCreate()
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import secrets
 import threading
@@ -38,6 +39,8 @@ class FarSession:
     replica: Replica | None
     """What its client has of the parameters, and the compression; None if it has joined without one."""
     used_at: float
+    count: Callable[[int, int], None]
+    """Told of the bytes that came and went, as they travelled."""
     committed_step: int = -1
     """The last step of which this lease's gradient was the first."""
     busy: threading.Lock = field(default_factory=threading.Lock)
@@ -70,6 +73,7 @@ class FarSession:
                     else:
                         filling.add(part.data)
             filling.finish()
+            self.count(filling.travelled_bytes, 0)
             receipt = worker.commit(begin.step, begin.examples, begin.loss, finite=filling.finite)
         else:
             receipt = worker.skip(begin.step, timeout_s)
@@ -94,8 +98,16 @@ class FarSession:
         """
         version, flat = self.worker.pull(min_version, timeout_s)
         if self.replica is None:
-            return version, 0, plain_parts(flat)
-        return version, *self.replica.sending(flat, held)
+            return version, 0, self._sent(plain_parts(flat))
+        number, given = self.replica.sending(flat, held)
+        return version, number, self._sent(given)
+
+    def _sent(self, given: Iterator[Part]) -> Iterator[Part]:
+        went_bytes = 0
+        for part in given:
+            went_bytes += len(part.data)
+            yield part
+        self.count(0, went_bytes)
 
 
 class FarSessions:
@@ -105,6 +117,7 @@ class FarSessions:
         """Replicas are charged to the budget."""
         self._budget = budget
         self._sessions: dict[str, FarSession] = {}
+        self._moved: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
 
     def open(self, worker: NearWorker, give_back: Callable[[], None], compression: Compression | None = None) -> str:
@@ -126,9 +139,20 @@ class FarSessions:
                 worker.close()
                 give_back()
                 raise
+        count = functools.partial(self._count, spec.identity)
         with self._lock:
-            self._sessions[lease_id] = FarSession(spec.identity, worker, give_back, replica, time.monotonic())
+            self._sessions[lease_id] = FarSession(spec.identity, worker, give_back, replica, time.monotonic(), count)
         return lease_id
+
+    def _count(self, model: str, in_bytes: int, out_bytes: int) -> None:
+        with self._lock:
+            came, went = self._moved.get(model, (0, 0))
+            self._moved[model] = came + in_bytes, went + out_bytes
+
+    def moved(self, model: str) -> tuple[int, int]:
+        """(bytes of gradients that came, bytes of parameters that went) of a model, by its identity: all leases'."""
+        with self._lock:
+            return self._moved.get(model, (0, 0))
 
     @contextmanager
     def use(self, lease_id: str, model: str, timeout_s: float) -> Iterator[FarSession]:
@@ -190,6 +214,8 @@ class FarSessions:
         for lease_id, session in self._copy():
             if session.model == model:
                 self.close(lease_id)
+        with self._lock:
+            self._moved.pop(model, None)
 
     def expire(self, all_of_them: bool = False) -> None:
         """End the leases that were silent for too long and have no call at work (or all of them)."""

@@ -85,6 +85,9 @@ def serve(
                 done = advance(
                     kernel, state, rows, banks, constants, log, head, table, order, count, held, again, plan, work, left
                 )
+                if done == DONE:
+                    swept = shards[0] + pub.SWEPT_NS * WORD_BYTES
+                    store(swept, load(swept) + compiled.monotonic_ns(pair) - now)
             if done == LEFT_TO_PYTHON:
                 return SWEEP
             busy = busy or done == DONE

@@ -193,7 +193,7 @@ class Models:
         if not _is_sequencers(spec, params_path):
             raise Unsupported(
                 f"server {server} cannot see the memory of model {spec.name!r} at {spec.home}: shards of one model on "
-                "several hosts are not supported yet; use servers of one host"
+                "several hosts do not work; use servers of one host, or a model in parts (--parts)"
             )
         if home != Path(spec.home):
             self._take_name(spec)

@@ -8,6 +8,7 @@ from collections import deque
 from coproc.observers.pushing import Pusher
 from coproc.server.checkpoints import Checkpointing
 from coproc.server.engine import Engine
+from coproc.server.far import FarSessions
 from coproc.server.models import Models
 from coproc.server.sequencing import SequencerLoop
 from coproc.shared.control import Kind, Presence
@@ -23,12 +24,21 @@ _RATE_OVER_S = 5.0
 class Report:
     """Thread-safe; waits for nothing but the catalog."""
 
-    def __init__(self, tier: Tier, models: Models, files: Files, pusher: Pusher, checkpoints: Checkpointing) -> None:
+    def __init__(
+        self,
+        tier: Tier,
+        models: Models,
+        files: Files,
+        pusher: Pusher,
+        checkpoints: Checkpointing,
+        sessions: FarSessions,
+    ) -> None:
         self._tier = tier
         self._models = models
         self._files = files
         self._pusher = pusher
         self._checkpoints = checkpoints
+        self._sessions = sessions
         self._rates: dict[str, deque[tuple[float, int]]] = {}
         self._started = time.monotonic()
 
@@ -72,6 +82,7 @@ class Report:
         files_count, files_note = self._pusher.waiting(spec)
         checkpoint_version, checkpoint_failure = self._checkpoints.told(spec)
         pending, blocked = sequencer.waiting
+        received_bytes, sent_bytes = self._sessions.moved(spec.identity)
         samples = self._rates.get(spec.name)
         rate = 0.0
         if samples and time.monotonic() > samples[0][0]:
@@ -106,6 +117,9 @@ class Report:
             pending_count=pending,
             blocked_count=blocked,
             behind_server=_furthest_behind(engine) if blocked else "",
+            received_bytes=received_bytes,
+            sent_bytes=sent_bytes,
+            swept_s=sum(shard.swept_s for shard in engine.shards),
         )
 
     def _tier_status(self) -> pb.TierStatus:

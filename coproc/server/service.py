@@ -66,7 +66,7 @@ class CoprocessorService(coproc_pb2_grpc.CoprocessorServicer):
         self._creation = Creation(models, self._directory, tier.budget, self._peer)
         self._checkpoints = Checkpointing(tier, files, models)
         self._restoring = Restoring(models, self._directory, self._creation, self._checkpoints, self._let_go)
-        self._report = Report(tier, models, files, self._directory.pusher, self._checkpoints)
+        self._report = Report(tier, models, files, self._directory.pusher, self._checkpoints, self._far)
 
     # -- models ----------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -239,6 +240,7 @@ class Sweeper:
 
     def _sweep(self, updates: list[list[Entry]], version: int, position: int, rate: int) -> bool:
         shard, state, seats = self.shard, self.state, self._seats
+        began_ns = time.monotonic_ns()
         _, buffer, bank = shard.front()
         front = shard.buffers[buffer], *shard.banks[bank]
         inputs = self._inputs(updates, front) if updates else None
@@ -255,6 +257,7 @@ class Sweeper:
                 target[:] = source
         state[passes.UPDATES] += len(updates)
         state[RATE] = rate
+        shard.words.store(pub.SWEPT_NS, shard.words.load(pub.SWEPT_NS) + time.monotonic_ns() - began_ns)
         _publish(state, version, back, position, seats.table, seats.order, len(seats.open), self.held, probe.left)
         return True
 

@@ -24,6 +24,7 @@ from coproc.shared.control import ROW
 from storage_tier.regions import Region, align
 
 PUB, COPY_ONLY, APPLIED, FAILED = 0, 1, 2, 3
+SWEPT_NS = 4  # time that its sweeps have taken
 BELL = 8  # rung by the server when it has published
 SLEEPING = 16
 WAKE = 24  # rung by the sequencer when the log has grown
@@ -127,6 +128,11 @@ class Published:
     def applied(self) -> int:
         """Log position up to which nothing is left to do: `kept_from`, and past records that change nothing."""
         return self.words.load(APPLIED)
+
+    @property
+    def swept_s(self) -> float:
+        """Seconds that its sweeps have taken, since the region was made."""
+        return self.words.load(SWEPT_NS) / 1e9
 
     def find(self, version: int) -> NDArray[np.float32] | None:
         """The buffer that holds `version`, or None. Only a pin stored and fenced before makes it last."""

@@ -369,7 +369,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("name", "epoch", "version", "parameters_count", "optimizer", "consistency", "shards_count", "workers_count", "seats_count", "pushes_count", "duplicates_count", "examples_count", "loss_sum", "loss_examples_count", "staleness_sum", "staleness_max", "pushes_per_s", "waiting_for", "failure", "memory_bytes", "gradient_files_count", "gradient_files_note", "checkpoint_version", "checkpoint_failure", "late_count", "not_finite_count", "pending_count", "blocked_count", "behind_server")
+    __slots__ = ("name", "epoch", "version", "parameters_count", "optimizer", "consistency", "shards_count", "workers_count", "seats_count", "pushes_count", "duplicates_count", "examples_count", "loss_sum", "loss_examples_count", "staleness_sum", "staleness_max", "pushes_per_s", "waiting_for", "failure", "memory_bytes", "gradient_files_count", "gradient_files_note", "checkpoint_version", "checkpoint_failure", "late_count", "not_finite_count", "pending_count", "blocked_count", "behind_server", "received_bytes", "sent_bytes", "swept_s")
     NAME_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -399,6 +399,9 @@ class ModelStatus(_message.Message):
     PENDING_COUNT_FIELD_NUMBER: _ClassVar[int]
     BLOCKED_COUNT_FIELD_NUMBER: _ClassVar[int]
     BEHIND_SERVER_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SWEPT_S_FIELD_NUMBER: _ClassVar[int]
     name: str
     epoch: int
     version: int
@@ -428,7 +431,10 @@ class ModelStatus(_message.Message):
     pending_count: int
     blocked_count: int
     behind_server: str
-    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., parameters_count: _Optional[int] = ..., optimizer: _Optional[str] = ..., consistency: _Optional[str] = ..., shards_count: _Optional[int] = ..., workers_count: _Optional[int] = ..., seats_count: _Optional[int] = ..., pushes_count: _Optional[int] = ..., duplicates_count: _Optional[int] = ..., examples_count: _Optional[int] = ..., loss_sum: _Optional[float] = ..., loss_examples_count: _Optional[int] = ..., staleness_sum: _Optional[int] = ..., staleness_max: _Optional[int] = ..., pushes_per_s: _Optional[float] = ..., waiting_for: _Optional[_Iterable[int]] = ..., failure: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., gradient_files_count: _Optional[int] = ..., gradient_files_note: _Optional[str] = ..., checkpoint_version: _Optional[int] = ..., checkpoint_failure: _Optional[str] = ..., late_count: _Optional[int] = ..., not_finite_count: _Optional[int] = ..., pending_count: _Optional[int] = ..., blocked_count: _Optional[int] = ..., behind_server: _Optional[str] = ...) -> None: ...
+    received_bytes: int
+    sent_bytes: int
+    swept_s: float
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., parameters_count: _Optional[int] = ..., optimizer: _Optional[str] = ..., consistency: _Optional[str] = ..., shards_count: _Optional[int] = ..., workers_count: _Optional[int] = ..., seats_count: _Optional[int] = ..., pushes_count: _Optional[int] = ..., duplicates_count: _Optional[int] = ..., examples_count: _Optional[int] = ..., loss_sum: _Optional[float] = ..., loss_examples_count: _Optional[int] = ..., staleness_sum: _Optional[int] = ..., staleness_max: _Optional[int] = ..., pushes_per_s: _Optional[float] = ..., waiting_for: _Optional[_Iterable[int]] = ..., failure: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., gradient_files_count: _Optional[int] = ..., gradient_files_note: _Optional[str] = ..., checkpoint_version: _Optional[int] = ..., checkpoint_failure: _Optional[str] = ..., late_count: _Optional[int] = ..., not_finite_count: _Optional[int] = ..., pending_count: _Optional[int] = ..., blocked_count: _Optional[int] = ..., behind_server: _Optional[str] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., swept_s: _Optional[float] = ...) -> None: ...
 
 class ModelMemory(_message.Message):
     __slots__ = ("name", "memory_bytes", "shards_bytes")

@@ -81,7 +81,9 @@ def test_a_round_is_the_mean_over_its_examples(serve, connect):
     assert pull(one, worker=0) == (1, -7.0)
     counted = one.status()
     assert (counted["pushes_count"], counted["examples_count"], counted["loss_sum"]) == (2, 4, 2.0)
-    assert (counted["bytes_in"], counted["bytes_out"]) == (32, 32)
+    # Who is no worker is not counted.
+    assert (counted["bytes_in"], counted["bytes_out"]) == (32, 16)
+    assert counted["update_s"] > 0
 
 
 def test_without_rounds_each_push_is_in_when_it_is_acknowledged(serve, connect):
@@ -102,7 +104,7 @@ def test_what_is_held_does_not_travel(serve, connect):
     assert pull(one) == (1, -1.0)
     before = one.status()["bytes_out"]
     out = np.full(4, 7, np.float32)
-    assert one.pull(out, 1, TIMEOUT_S) == 1
+    assert one.pull(out, 1, TIMEOUT_S, worker=0) == 1
     assert (out == 7).all()
     assert one.status()["bytes_out"] == before
     assert pull(one, held=0) == (1, -1.0)
