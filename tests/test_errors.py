@@ -28,6 +28,7 @@ INSIDE = {
     "coproc.observers.gradients.NotGradient",
     "coproc.worker.Stopped",
     "coproc.pools.processes.Died",
+    "coproc.compare.runner.Failed",
     "storage_tier.catalog.database.SettingsChanged",
     "storage_tier.files.publishing.Again",
     "storage_tier.line.LineDown",

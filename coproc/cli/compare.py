@@ -173,10 +173,13 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
             reference = contest.reference
             against = f"against {reference.name}" if reference else ""
             table = Table(box=None, pad_edge=False)
-            for n, name in enumerate(("contestant", "steps/s", against, "accuracy", "s to accuracy", "s to loss")):
-                table.add_column(Text(name), justify="right" if n else "left")
+            targets = [f"seconds_to_{what}" for what in ("accuracy", "loss")]
+            targets = [name for name in targets if any(entry.values(name) for entry in contest.entries)]
+            for n, name in enumerate(("contestant", "steps/s", against, "accuracy", *targets)):
+                table.add_column(Text(name.replace("_", " ")), justify="right" if n else "left")
             for entry in contest.entries:
-                lost |= {entry.name: trial.row["error"] for trial in entry.lost}
+                for trial in entry.lost:
+                    lost[entry.name] = trial.row["error"]
                 if entry.trials:
                     shares = [100 * share for share in entry.values("final_accuracy")]
                     table.add_row(
@@ -184,7 +187,7 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
                         spread(entry.values("steps_per_s")),
                         "" if reference is None or entry is reference else spread(ratios(entry, reference), "x"),
                         spread(shares, " %"),
-                        *(spread(entry.values(f"seconds_to_{what}")) for what in ("accuracy", "loss")),
+                        *(spread(entry.values(name)) for name in targets),
                     )
             if len(contests) > 1:
                 console.print(Text(f"{contest.work}:"))
