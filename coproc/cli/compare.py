@@ -61,7 +61,8 @@ def compare(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in --output already.")] = False,
     hosts: Annotated[
-        int | None, typer.Option(help="So many, in namespaces; needs root.", min=1, rich_help_panel=_HOSTS)
+        int | None,
+        typer.Option(help="So many, a worker and a server on each; needs root.", min=1, rich_help_panel=_HOSTS),
     ] = None,
     link: Annotated[str | None, typer.Option(help="Of each of them, as 1gbit.", rich_help_panel=_HOSTS)] = None,
     delay: Annotated[str | None, typer.Option(help="Of each link, as 0.2ms.", rich_help_panel=_HOSTS)] = None,
@@ -92,8 +93,8 @@ def compare(
         usage_error("--link and --delay are of emulated hosts: say how many with --hosts")
     expected = None if project is None else hosts_in(project)
     told, study = _grid(grid, experiment, hosts is not None)
-    # One worker a host; a grid can say it in other ways.
-    settings = {"hosts": hosts, "workers": hosts, "link": link, "delay": delay}
+    # Each host has a worker and a server; a grid can say it in other ways.
+    settings = {"hosts": hosts, "workers": hosts, "servers": hosts, "link": link, "delay": delay}
     settings["emulate_compute"] = emulate_compute or None
     told = changed(told, only=only or (), repeats=repeats, **settings)
     if expected and not any(point.hosts is not None and point.hosts == point.workers for point in told.points):

@@ -17,7 +17,7 @@ from coproc.contestants import base as contestants
 from coproc.modes import base as modes
 from coproc.report.contest import Trial
 from coproc.report.tables import Figure
-from coproc.training.base import PRESETS
+from coproc.training.config import PRESETS
 from coproc.trials.base import Point
 
 Settings = Mapping[str, Any]

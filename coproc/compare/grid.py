@@ -30,7 +30,7 @@ from coproc.hosts.trial import require as require_hosts
 from coproc.modes import base as modes
 from coproc.pools.base import require_slots
 from coproc.pools.inline import InlinePool
-from coproc.training.base import TrainConfig
+from coproc.training.config import TrainConfig
 from coproc.training.plan import require_memory, require_mode, waits_for_all
 from coproc.trials.base import Point, labels
 from coproc.trials.workloads import require_rows, workload

@@ -30,7 +30,7 @@ from coproc.grads.base import GradientBackend
 from coproc.ingest import Destination, Ingested, ingest_table
 from coproc.layout import Flat
 from coproc.pools.base import failure_in, failure_text
-from coproc.training.base import TrainConfig
+from coproc.training.config import TrainConfig
 from coproc.training.measuring import SAMPLE_ROWS
 from coproc.training.plan import make_plan
 from coproc.trials.base import Point

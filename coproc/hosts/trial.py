@@ -20,7 +20,8 @@ from coproc.hosts.stage import Stage, require_servers
 from coproc.modes.base import Costs, load
 from coproc.pools.base import Pool
 from coproc.training import as_it_is
-from coproc.training.base import Group, TrainConfig
+from coproc.training.base import Group
+from coproc.training.config import TrainConfig
 from coproc.trials.base import Point
 from coproc.trials.calibration import BATCHES, emulated
 from coproc.trials.rates import delay_of, rate_of

@@ -14,7 +14,7 @@ from coproc.report.contest import LINK, Contest, Entry, tied
 from coproc.report.drawing import CPU_BOUND, EMULATED, SIGNS, signs
 from coproc.report.marks import Markup, el, together
 from coproc.report.tables import Table
-from coproc.training.base import PRESETS
+from coproc.training.config import PRESETS
 
 SPEED = "examples_per_s"
 # Of an error in the table; the whole of it stands further down.

@@ -29,7 +29,8 @@ from coproc.ingest import (
 )
 from coproc.modes.base import Costs, Mode, ModeSettings, load, taken
 from coproc.pools.base import Pool, require_slots
-from coproc.training.base import EpochRow, Group, Plan, Progress, Result, TrainConfig
+from coproc.training.base import EpochRow, Group, Plan, Progress, Result
+from coproc.training.config import TrainConfig
 from coproc.training.fit import Fit, Outcome
 from coproc.training.measuring import measure
 from coproc.training.opening import is_frame, is_table, open_pool

@@ -11,7 +11,8 @@ from coproc.data.rows import read
 from coproc.errors import DataError
 from coproc.grads.base import GradientBackend
 from coproc.ingest import Ingested, open_partition, open_table
-from coproc.training.base import Flat, Plan, TrainConfig
+from coproc.training.base import Flat, Plan
+from coproc.training.config import TrainConfig
 from coproc.training.opening import is_frame
 
 if TYPE_CHECKING:

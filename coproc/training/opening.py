@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from coproc.errors import ConfigError
 from coproc.pools.base import Pool
-from coproc.training.base import TrainConfig
+from coproc.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -22,7 +22,8 @@ from coproc.client import Client, connect
 from coproc.errors import ConfigError, CoprocError, DataError, ModelExists, ModelNotFound
 from coproc.ingest import Ingested
 from coproc.modes.base import ModeSettings, deletion
-from coproc.training.base import Plan, TrainConfig
+from coproc.training.base import Plan
+from coproc.training.config import TrainConfig
 from coproc.training.output import HISTORY, RUN
 from storage_tier import TierClient
 from storage_tier.errors import DirectoryNotEmpty, MountConflict, PathNotFound, TierError
