@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+def names_beside(file: str, other_files: Collection[str]) -> list[str]:
+    """Names of the modules in the folder of `file`, sorted; but for those files. Imports none."""
+    folder = str(Path(file).parent)
+    return sorted(entry.name for entry in pkgutil.iter_modules([folder]) if entry.name not in other_files)
+
+
+def not_installed(packages: Iterable[str]) -> list[str]:
+    """Those of these packages that cannot be imported here. Imports none."""
+    return [package for package in packages if importlib.util.find_spec(package) is None]
 
 
 def one_in_each_file(base: type[T], other_files: Collection[str]) -> dict[str, type[T]]:

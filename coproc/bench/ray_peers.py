@@ -12,7 +12,7 @@ import importlib.util
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,32 +32,49 @@ def is_installed() -> bool:
 
 
 @contextlib.contextmanager
-def parameter_server(size: int, workers: int = 2) -> Iterator[RayRounds]:
-    """Ray's processes with a server of `size` parameters and its workers; all of it is gone afterwards."""
+def started(
+    processors: int, room_bytes: int, directory: str, variables: Mapping[str, str] | None = None
+) -> Iterator[Any]:
+    """The module, with Ray's processes below `directory`; all of them are gone afterwards.
+
+    Args:
+        processors: actors of one processor each.
+        room_bytes: of the object store.
+        variables: of the processes' environment, besides.
+    """
     import ray
 
-    before = {name: os.environ.get(name) for name in _SETTINGS}
-    os.environ.update(_SETTINGS)
+    settings = {**_SETTINGS, **(variables or {})}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
-        with tempfile.TemporaryDirectory(prefix="coproc-ray-") as directory:
-            try:
-                ray.init(
-                    num_cpus=workers + 1,
-                    object_store_memory=max(_LEAST_ROOM_BYTES, _ROUNDS_OF_ROOM * (workers + 1) * 4 * size),
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    _temp_dir=directory,
-                )
-                yield RayRounds(ray, size, workers)
-            finally:
-                ray.shutdown()
+        ray.init(
+            num_cpus=processors,
+            object_store_memory=max(_LEAST_ROOM_BYTES, room_bytes),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=directory,
+        )
+        yield ray
     finally:
+        ray.shutdown()
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def parameter_server(size: int, workers: int = 2) -> Iterator[RayRounds]:
+    """A server of `size` parameters and its workers; all of it is gone afterwards."""
+    room_bytes = _ROUNDS_OF_ROOM * (workers + 1) * 4 * size
+    with (
+        tempfile.TemporaryDirectory(prefix="coproc-ray-") as directory,
+        started(workers + 1, room_bytes, directory) as ray,
+    ):
+        yield RayRounds(ray, size, workers)
 
 
 class RayRounds:

@@ -14,12 +14,10 @@ and is found by its file name.
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import pkgutil
-from pathlib import Path
 from typing import Any
 
 from coproc.errors import ConfigError
+from coproc.folder import names_beside, not_installed
 from coproc.trials.base import Point
 
 # Files of this folder that several contestants are made of.
@@ -34,8 +32,7 @@ _OF_MODES = (
 
 def names() -> list[str]:
     """Names of all contestants: the files of this folder that are one."""
-    folder = str(Path(__file__).parent)
-    return sorted(module.name for module in pkgutil.iter_modules([folder]) if module.name not in _PARTS)
+    return names_beside(__file__, _PARTS)
 
 
 def load(name: str) -> Any:
@@ -51,7 +48,7 @@ def load(name: str) -> Any:
 
 def lacking(contestant: Any) -> str | None:
     """The sentence, with the install line, for a module whose packages are not installed here; None: they are."""
-    missing = [package for package in contestant.NEEDS if importlib.util.find_spec(package) is None]
+    missing = not_installed(contestant.NEEDS)
     if not missing:
         return None
     name = contestant.__name__.rpartition(".")[2]

@@ -9,19 +9,18 @@ https://docs.ray.io/en/latest/ray-core/examples/plot_parameter_server.html
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coproc.bench.ray_peers import started
 from coproc.contestants.base import refuse, require_packages
 from coproc.contestants.course import Course, mean_loss, require_finite
 from coproc.contestants.work import Work, config_of, opened, scratch
@@ -49,9 +48,8 @@ PREFIX = "coproc-raydir-"
 AHEAD = 4
 # Of the store: the vectors of these rounds, and of those before, which Ray frees a moment later.
 ROUNDS_OF_ROOM = AHEAD + 4
-LEAST_ROOM_BYTES = 128 << 20
-# It would tell its makers of this run; and give way to every other process, where no other contestant does.
-SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+# Its workers would give way to every other process, where no other contestant does.
+SETTINGS = {"RAY_worker_niceness": "0"}
 
 NOTES = (
     "A worker's pull is all that lies between two gradients: the way of its gradient, the descent, and the way of the "
@@ -79,7 +77,12 @@ def run(point: Point, prepared: Prepared, tell: Tell) -> Run:
     tell("dealing the rows")
     with opened(config, point, prepared) as work:
         tell("starting Ray")
-        with started(work.workers + 1, work.backend_made().layout.size, work.workers) as ray:
+        vectors_bytes = 4 * work.backend_made().layout.size * (work.workers + 1)
+        variables = {**SETTINGS, **ONE_THREAD, "PYTHONPATH": python_path()}
+        with (
+            scratch(Path(tempfile.gettempdir()), PREFIX) as directory,
+            started(work.workers + 1, ROUNDS_OF_ROOM * vectors_bytes, str(directory), variables) as ray,
+        ):
             try:
                 return Driver(ray, work, point.consistency, tell).train()
             except ray.exceptions.GetTimeoutError as error:
@@ -89,35 +92,6 @@ def run(point: Point, prepared: Prepared, tell: Tell) -> Run:
                 if isinstance(cause, CoprocError):
                     raise cause from None
                 raise ServerError(f"Ray failed: {' '.join(str(error).split())[-500:]}") from None
-
-
-@contextlib.contextmanager
-def started(processors: int, size: int, workers: int) -> Iterator[Any]:
-    """Ray's processes, with room for vectors of `size` floats; all of it is gone afterwards."""
-    ray: Any = importlib.import_module("ray")
-    settings = {**SETTINGS, **ONE_THREAD, "PYTHONPATH": python_path()}
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        with scratch(Path(tempfile.gettempdir()), PREFIX) as directory:
-            try:
-                ray.init(
-                    num_cpus=processors,
-                    object_store_memory=max(LEAST_ROOM_BYTES, ROUNDS_OF_ROOM * (workers + 1) * 4 * size),
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    _temp_dir=str(directory),
-                )
-                yield ray
-            finally:
-                ray.shutdown()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 class Driver:

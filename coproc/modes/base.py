@@ -12,11 +12,8 @@ and is found by its file name: nothing else has to be changed to add one.
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -25,6 +22,7 @@ from numpy.typing import NDArray
 from coproc.compression import Compression
 from coproc.errors import ConfigError, ModelExists
 from coproc.exchange import ExchangeSpec, Pulled, Spent
+from coproc.folder import names_beside, not_installed
 from coproc.pools.base import Pool
 from coproc.worker import WorkerReport, WorkerTask, never
 
@@ -230,8 +228,7 @@ class Mode(Protocol):
 
 def names() -> list[str]:
     """Names of all modes: the files of this folder that are one."""
-    folder = str(Path(__file__).parent)
-    return sorted(module.name for module in pkgutil.iter_modules([folder]) if module.name not in _PARTS)
+    return names_beside(__file__, _PARTS)
 
 
 def load(name: str) -> Any:
@@ -247,7 +244,7 @@ def load(name: str) -> Any:
 
 def require_packages(name: str, capabilities: Capabilities) -> None:
     """Raises ConfigError, with the install line, where a mode's packages are not installed here."""
-    lacking = [package for package in capabilities.needs if importlib.util.find_spec(package) is None]
+    lacking = not_installed(capabilities.needs)
     if lacking:
         raise ConfigError(f"the mode {name!r} needs {' and '.join(lacking)}: pip install 'coproc[{name}]'")
 
