@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -132,8 +132,8 @@ def _split(
 ) -> dict[str, float]:
     """Means a step. The worker's parts add up to its time; an update may go on beside them.
 
-    Scheduling is what a group takes beyond its busiest worker, and beyond the updates where the driver makes them
-    between its jobs: starts and ends of jobs, and where gradients travel through Spark itself, that as well.
+    Scheduling is what a group takes beyond its workers, and beyond the updates where the driver makes them between its
+    jobs: starts and ends of jobs, and where gradients travel through Spark or the driver, that as well.
     """
     counted, _ = window(gradients, groups)
     steps = steps_in(counted, batch)
@@ -144,20 +144,35 @@ def _split(
     if update_s is not None:
         update_s /= steps_in(gradients, batch) / workers
         found["update_s"] = update_s
-    of_driver = (update_s or 0.0) if row["point"]["contestant"] in DESCENDS_ON_DRIVER else 0.0
-    whole = groups[1:] or groups
+    in_turns = row["point"]["contestant"] in DESCENDS_ON_DRIVER
+    ordered = sorted(gradients, key=lambda each: each.began_s)
+    moments = [each.began_s for each in ordered]
     over_s, rounds = 0.0, 0.0
-    for group in whole:
-        busy: dict[int, float] = {}
-        inside = [each for each in gradients if group.began_s <= each.began_s <= group.ended_s]
-        for each in inside:
-            busy[each.worker] = busy.get(each.worker, 0.0) + each.busy_s
+    for group in groups[1:] or groups:
+        inside = ordered[bisect_left(moments, group.began_s) : bisect_right(moments, group.ended_s)]
         made = steps_in(inside, batch) / workers
-        over_s += group.ended_s - group.began_s - max(busy.values(), default=0.0) - of_driver * made
+        over_s += group.ended_s - group.began_s - _busy(inside, in_turns)
+        over_s -= made * (update_s or 0.0) if in_turns else 0.0
         rounds += made
     if rounds:
         found["scheduling_s"] = max(0.0, over_s) / rounds
     return found
+
+
+def _busy(gradients: Sequence[Gradient], in_turns: bool) -> float:
+    """Seconds in which a group's workers kept it busy.
+
+    Workers that meet by themselves wait within a pull or a push: then it is the time of the busiest one. Where the
+    driver waits for all of them at each step, it is that of each step's slowest.
+    """
+    spent: dict[int, float] = {}
+    if not in_turns:
+        for each in gradients:
+            spent[each.worker] = spent.get(each.worker, 0.0) + each.busy_s
+        return max(spent.values(), default=0.0)
+    for each in gradients:
+        spent[each.step] = max(spent.get(each.step, 0.0), each.busy_s)
+    return sum(spent.values())
 
 
 def _traffic(row: Mapping[str, Any], steps: float) -> dict[str, float]:

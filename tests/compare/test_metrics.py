@@ -105,6 +105,25 @@ def test_updates_of_the_driver_are_no_scheduling_and_those_of_servers_no_part_of
     assert told == {"broadcast": pytest.approx(0.2), "coproc": pytest.approx(0.4)}
 
 
+def test_a_driver_that_waits_at_each_step_waits_for_the_slowest_of_it():
+    # Two steps of 4 s; one worker is slow in the first, the other in the second.
+    samples = [
+        *(gradients(0, 0, 1, step_s=3.0) + gradients(1, 0, 1, step_s=1.0)),
+        *([0, 1, 4.0, 0.0, 1.0, 0.0, 10, 1.0, 0], [1, 1, 4.0, 0.0, 3.0, 0.0, 10, 1.0, 0]),
+    ]
+    told = {
+        name: metrics_of(row([[0, 0, 0, 8]], samples, contestant=name))["scheduling_s"] for name in ("storage", "http")
+    }
+    assert told == {"storage": pytest.approx(1.0), "http": pytest.approx(2.0)}
+
+
+def test_many_groups_take_no_more_time_than_their_gradients():
+    count = 20_000
+    groups = [[0, n, n, n + 0.9] for n in range(count)]
+    samples = [[0, n, float(n), 0.1, 0.2, 0.1, 10, 1.0, 0] for n in range(count)]
+    assert metrics_of(row(groups, samples, workers=1))["scheduling_s"] == pytest.approx(0.5)
+
+
 def test_staleness_as_shares_of_the_gradients():
     samples = [each for n in range(100) for each in gradients(0, n, 1, staleness=n)]
     found = metrics_of(row([[0, 0, 0, 100]], samples, workers=1))
