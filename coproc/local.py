@@ -74,6 +74,7 @@ class Descent:
             self.rows = tuple([optim.aligned_row(size) for _ in range(1 + len(optimizer.state_rows))])
             self.rows[0][:] = params
         self._sweep = optim.compile_sweep(optimizer)
+        self._warm: set[int] = set()
         count = min(threads or len(os.sched_getaffinity(0)), max(1, size // _PART_FLOATS))
         line = optim.LINE_FLOATS
         bounds = [size * n // count // line * line for n in range(count)] + [size]
@@ -99,6 +100,9 @@ class Descent:
         Args:
             losses: one each, for rules of combining that go by them.
         """
+        if len(gradients) not in self._warm:  # what is loaded once is no part of an update's time
+            optim.warm(self.optimizer, optim.synchronous_counts(len(gradients))[-1:], False)
+            self._warm.add(len(gradients))
         began = time.perf_counter()
         total = sum(examples)
         losses = losses or [math.nan] * len(gradients)

@@ -53,6 +53,7 @@ PROCESSES = 2
 LONG = [
     *(
         "test_exactly_once.py",
+        "test_contestants.py",
         "test_on_spark_modes.py",
         "test_on_spark.py",
         "test_conformance.py",
@@ -61,7 +62,8 @@ LONG = [
         "test_commands.py",
         "test_measurements.py",
     ),
-    *("test_train.py", "test_filesystem_abstract.py"),
+    *("test_train.py", "test_child.py", "test_compare.py", "test_runner.py", "test_hosts.py", "test_in_parts.py"),
+    "test_filesystem_abstract.py",
 ]
 """Files, in the order in which they begin."""
 PID = re.compile(r"(?<!\w)[1-9][0-9]{0,7}(?!\w)")

@@ -34,8 +34,8 @@ def require(point: Point) -> None:
     """Refuse hosts, or emulated compute, that a point cannot have.
 
     Raises:
-        ConfigError: more servers than hosts, a link or a delay that cannot be; a mode that needs Spark, which runs on
-            no emulated host; slow hosts that compute for real.
+        ConfigError: more servers than hosts, a link or a delay that cannot be; a mode of one host; a mode that needs
+            Spark, which runs on no emulated host; slow hosts that compute for real.
     """
     if point.slow_host is not None and not point.emulate_compute:
         raise ConfigError("slow_host is of emulated compute: set emulate_compute (--emulate-compute) too")
@@ -50,7 +50,10 @@ def require(point: Point) -> None:
     if point.delay is not None:
         delay_of(point.delay)
     require_servers(point.servers, point.hosts)
-    pools = load(point.contestant).CAPABILITIES.pools
+    able = load(point.contestant).CAPABILITIES
+    if able.one_host and point.hosts > 1:
+        raise ConfigError(f"the mode {point.contestant!r} is for workers of one host: leave out the hosts (--hosts)")
+    pools = able.pools
     if "processes" not in pools:
         raise ConfigError(
             f"the mode {point.contestant!r} runs on the pool {' or '.join(sorted(pools))} only, and on emulated hosts "

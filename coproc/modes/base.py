@@ -65,6 +65,9 @@ class Capabilities:
     pools: frozenset[str] = frozenset({"inline", "processes", "spark"})
     """Names of the pools that it runs on."""
 
+    one_host: bool = False
+    """Its workers and its driver have to be on one host."""
+
     needs: tuple[str, ...] = ()
     """Packages that the driver must have besides; the extra that brings them has the mode's name."""
 

@@ -44,6 +44,7 @@ CAPABILITIES = Capabilities(
     waits_for_all="never",
     same_answer=False,
     survives_server=False,
+    one_host=True,
 )
 
 # How often an attempt looks whether the one before it is over.
