@@ -77,8 +77,8 @@ def test_files_are_pushes_in_any_order(client, cluster, name, shards):
         for step in reversed(range(1, steps)):
             writers[step % 2].put(f"{folder(model)}/early-{step}", gradient(step, 3, step, 5, loss=0.5))
         until(lambda: model.status().gradient_files_count == steps - 1)
-        note = model.status().gradient_files_note
-        assert note.endswith("it is step 1 of worker 3, and step 0 is missing"), note
+        waits = "it is step 1 of worker 3, and step 0 is missing"
+        until(lambda: model.status().gradient_files_note.endswith(waits))
         assert model.version == 0
         fs.pipe_file(f"{folder(model)}/first", gradient(0, 3, 0))
         for step in range(steps):

@@ -366,10 +366,10 @@ class Killing(SparkPool):
         super().__init__(session)
         self.folder, self.by_streams = str(folder), by_streams
 
-    def map_in_arrow(self, frame, body, schema, **more):
+    def each(self, count, body, **more):
         folder, by_streams = self.folder, self.by_streams
 
-        def killing(batches):
+        def killing(number):
             from pyspark import TaskContext
 
             from coproc.peers.gang import GangExchange
@@ -388,11 +388,12 @@ class Killing(SparkPool):
             mortal = context.attemptNumber() == 0 and context.partitionId() == 1
             if by_streams and mortal and not os.listdir(folder):
                 GangExchange.push = in_the_second
-            yield from list(body(batches))
+            answer = body(number)
             if mortal and not by_streams:
                 die()
+            return answer
 
-        return super().map_in_arrow(frame, killing, schema, **more)
+        return super().each(count, killing, **more)
 
 
 def test_on_spark_a_killed_task_counts_once(spark, ground, group, tmp_path):

@@ -89,7 +89,7 @@ class Probe(Observer):
 
     def note(self, **what):
         if "log" in self.parameters:
-            line = json.dumps({"tag": self.parameters.get("tag"), **what}) + "\\n"
+            line = "\\n" + json.dumps({"tag": self.parameters.get("tag"), **what}) + "\\n"
             with open(self.parameters["log"], "a") as log:
                 log.write(line)
 
@@ -218,8 +218,16 @@ class Journal:
             lines = Path(self.path).read_text().splitlines()
         except FileNotFoundError:
             return []
-        found = [json.loads(line) for line in lines]
+        found = [note for line in lines if (note := self._note(line))]
         return [note for note in found if key in note and tag in (None, note["tag"])]
+
+    @staticmethod
+    def _note(line: str) -> dict[str, Any] | None:
+        """None of a line of which a kill has cut off the end, or that only ends such a one."""
+        try:
+            return dict(json.loads(line))
+        except json.JSONDecodeError:
+            return None
 
     def batches(self, tag: str | None = None) -> list[list[str]]:
         return [[path for path, _, _ in note["post"]] for note in self.notes("post", tag)]

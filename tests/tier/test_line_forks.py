@@ -123,6 +123,7 @@ def test_a_child_whose_server_is_started_anew(serve: Callable[..., object], monk
     with TierClient(server.address, near=False) as far:
         far.stat("/a")
         monkeypatch.setattr("storage_tier.client.way.grpc_was_forked", lambda: True)
+        monkeypatch.setattr("storage_tier.line._FRESH_S", 0.0)  # the server is stopped soon after its answer
         with TierClient(server.address, near=False) as child:
             child.stat("/a")
             assert server.stop() == 0
