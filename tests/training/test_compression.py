@@ -224,9 +224,12 @@ def test_learns_as_without(settings, far, sent, compression, group_size, consist
     groups = 1 if group_size is None else 4
     assert sorted(everything for _, everything in sent) == [False] * 12 * (19 - groups) + [True] * 12 * groups
     assert plain.history[-1]["loss"] < 0.7 * plain.history[0]["loss"]
+    assert result.version == plain.version
+    if consistency == "asp":  # no two runs have one order of pushes
+        assert result.history[-1]["loss"] < 0.7 * result.history[0]["loss"]
+        return
     for before, after in zip(plain.history, result.history, strict=True):
         assert after["loss"] == pytest.approx(before["loss"], rel=0.1)
-    assert result.version == plain.version
 
 
 def test_the_same_training_twice_has_the_same_bits(settings, far):
