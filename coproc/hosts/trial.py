@@ -107,7 +107,7 @@ class Arrangement:
         slow = tuple(range(0, point.workers, point.hosts or point.workers)) if factor != 1.0 else ()
         told = emulated(spec, point.batch_size, slow, factor)
         self.notes.append(
-            f"Compute is emulated: a gradient is a wait of {1e3 * told['seconds']:.1f} ms, the median of {BATCHES} "
+            f"Compute is emulated: a gradient is a wait of {1e3 * told['seconds']:.1f} ms, the fastest of {BATCHES} "
             "real ones on one thread of this machine, and nothing is learned."
         )
         if slow:

@@ -105,8 +105,8 @@ def test_the_seconds_are_measured_once_and_kept(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["softmax", "logistic", "squared"])
-def test_what_is_measured_is_the_median_of_real_gradients(monkeypatch, loss):
+def test_what_is_measured_is_the_fastest_of_real_gradients(monkeypatch, loss):
     outputs = 1 if loss == "logistic" else 3
     ticks = iter([0.0, 9.0, 10.0, 11.0, 20.0, 25.0, 30.0, 33.0])  # the first gradient makes the buffers
     monkeypatch.setattr(calibration.time, "perf_counter", lambda: next(ticks))
-    assert calibration.measure({**MLP, "outputs": outputs, "loss": loss}, 4, batches=3) == 3.0
+    assert calibration.measure({**MLP, "outputs": outputs, "loss": loss}, 4, batches=3) == 1.0
