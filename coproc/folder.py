@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from coproc.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -16,6 +18,20 @@ def names_beside(file: str, other_files: Collection[str]) -> list[str]:
     """Names of the modules in the folder of `file`, sorted; but for those files. Imports none."""
     folder = str(Path(file).parent)
     return sorted(entry.name for entry in pkgutil.iter_modules([folder]) if entry.name not in other_files)
+
+
+def module_beside(base: str, kind: str, name: str, names: Sequence[str]) -> Any:
+    """The module `name` in the folder of the module `base`.
+
+    Args:
+        kind: what its files are, for who asks for another one.
+
+    Raises:
+        ConfigError: it is none of `names`.
+    """
+    if name not in names:
+        raise ConfigError(f"there is no {kind} {name!r}; the {kind}s are {', '.join(names)}")
+    return importlib.import_module(f"{base.rpartition('.')[0]}.{name}")
 
 
 def not_installed(packages: Iterable[str]) -> list[str]:

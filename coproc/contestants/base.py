@@ -13,11 +13,10 @@ and is found by its file name.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from coproc.errors import ConfigError
-from coproc.folder import names_beside, not_installed
+from coproc.folder import module_beside, names_beside, not_installed
 from coproc.trials.base import Point
 
 # Files of this folder that several contestants are made of.
@@ -41,9 +40,7 @@ def load(name: str) -> Any:
     Raises:
         ConfigError: there is no such file.
     """
-    if name not in names():
-        raise ConfigError(f"there is no contestant {name!r}; there are {', '.join(names())}")
-    return importlib.import_module(f"coproc.contestants.{name}")
+    return module_beside(__name__, "contestant", name, names())
 
 
 def lacking(contestant: Any) -> str | None:

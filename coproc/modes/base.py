@@ -11,7 +11,6 @@ and is found by its file name: nothing else has to be changed to add one.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from coproc.compression import Compression
 from coproc.errors import ConfigError, ModelExists
 from coproc.exchange import ExchangeSpec, Pulled, Spent
-from coproc.folder import names_beside, not_installed
+from coproc.folder import module_beside, names_beside, not_installed
 from coproc.pools.base import Pool
 from coproc.worker import WorkerReport, WorkerTask, never
 
@@ -240,9 +239,7 @@ def load(name: str) -> Any:
     Raises:
         ConfigError: there is no such file.
     """
-    if name not in names():
-        raise ConfigError(f"there is no mode {name!r}; the modes are {', '.join(names())}")
-    return importlib.import_module(f"coproc.modes.{name}")
+    return module_beside(__name__, "mode", name, names())
 
 
 def require_packages(name: str, capabilities: Capabilities) -> None:
