@@ -50,6 +50,7 @@ ROWS = [
     ["coproc.client", "coproc.cluster"],
     ["coproc"],  # the public face: what a user's program has, and what the rows above may use like one
     ["coproc.exchange"],
+    ["coproc.tasks"],
     ["coproc.worker", "coproc.ingest", "coproc.parts"],
     ["coproc.pools"],
     ["coproc.peers"],

@@ -28,7 +28,8 @@ from coproc.exchange import ExchangeSpec, Spent
 from coproc.ingest import Destination, Ingested, ingest_table
 from coproc.modes.base import ModeSettings, load
 from coproc.near import Receipt
-from coproc.worker import DataSpec, WorkerReport, WorkerTask, run_worker
+from coproc.tasks import DataSpec, WorkerReport, WorkerTask
+from coproc.worker import run_worker
 
 if TYPE_CHECKING:
     import pyarrow as pa

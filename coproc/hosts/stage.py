@@ -22,7 +22,8 @@ from coproc.cluster import LocalServer
 from coproc.errors import ConfigError, ServerError
 from coproc.hosts.base import Among, moved
 from coproc.pools.processes import ProcessPool
-from coproc.worker import WorkerReport, WorkerTask, never
+from coproc.tasks import WorkerReport, WorkerTask
+from coproc.worker import never
 
 _TIMEOUT_S = 20.0
 CATALOG_NOTE = "The servers' catalog is an SQLite file that all hosts see, in place of a PostgreSQL of their network."

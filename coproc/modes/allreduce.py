@@ -29,7 +29,7 @@ from coproc.peers.blocks import put_down
 from coproc.peers.gang import GangExchange
 from coproc.peers.slices import Slices, Terms, translated
 from coproc.pools.base import ATTEMPT_LIMIT, Pool
-from coproc.worker import WorkerReport, WorkerTask
+from coproc.tasks import WorkerReport, WorkerTask
 from storage_tier.errors import PathExists
 
 CAPABILITIES = Capabilities(

@@ -23,7 +23,8 @@ from coproc.errors import ConfigError, ModelExists
 from coproc.exchange import ExchangeSpec, Pulled, Spent
 from coproc.folder import module_beside, names_beside, not_installed
 from coproc.pools.base import Pool
-from coproc.worker import WorkerReport, WorkerTask, never
+from coproc.tasks import WorkerReport, WorkerTask
+from coproc.worker import never
 
 # Files of this folder that several modes are made of.
 _PARTS = {"base", "driver", "vectors", "lockstep"}

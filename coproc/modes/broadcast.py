@@ -25,7 +25,7 @@ from coproc.modes.base import Capabilities, Costs, Mode, ModeSettings
 from coproc.modes.lockstep import FromStep, Lockstep, shares
 from coproc.optim import Optimizer
 from coproc.pools.base import Pool
-from coproc.worker import WorkerReport, WorkerTask
+from coproc.tasks import WorkerReport, WorkerTask
 
 CAPABILITIES = Capabilities(
     consistencies=frozenset({"bsp"}),

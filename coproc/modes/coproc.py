@@ -23,7 +23,7 @@ from coproc.modes.base import Capabilities, Costs, Mode, ModeSettings, ModeStatu
 from coproc.modes.driver import Driver
 from coproc.parts import PartedModel
 from coproc.pools.base import Pool
-from coproc.worker import WorkerReport, WorkerTask
+from coproc.tasks import WorkerReport, WorkerTask
 from storage_tier.wire import trust
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import ClassVar
 from coproc.errors import ConfigError
 from coproc.modes.base import Capabilities, Costs
 from coproc.pools.base import Pool
-from coproc.worker import WorkerReport, WorkerTask, never
+from coproc.tasks import WorkerReport, WorkerTask
+from coproc.worker import never
 
 
 class Driver(ABC):

@@ -32,8 +32,8 @@ from coproc.pools.base import Pool
 from coproc.shared import racing
 from coproc.shared.control import MAX_WORKERS, word_to_float
 from coproc.shared.racing import Racing
+from coproc.tasks import WorkerReport, WorkerTask
 from coproc.wire import as_coproc
-from coproc.worker import WorkerReport, WorkerTask
 from storage_tier.errors import TierError
 
 CAPABILITIES = Capabilities(

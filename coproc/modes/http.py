@@ -22,7 +22,7 @@ from coproc.http.client import Connection, Served
 from coproc.layout import Flat, ParamLayout
 from coproc.modes.base import Capabilities, Costs, Mode, ModeSettings, ModeStatus, require_packages
 from coproc.modes.driver import Driver
-from coproc.worker import WorkerReport, WorkerTask
+from coproc.tasks import WorkerReport, WorkerTask
 from storage_tier.wire import parse_address
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from coproc.modes.base import Capabilities, Costs, Mode, ModeSettings
 from coproc.modes.lockstep import FromStep, Lockstep, Share, shares
 from coproc.modes.vectors import Vectors, place_of, weighted_mean
 from coproc.pools.base import Pool
-from coproc.worker import WorkerReport, WorkerTask
+from coproc.tasks import WorkerReport, WorkerTask
 
 CAPABILITIES = Capabilities(
     consistencies=frozenset({"bsp"}),

@@ -21,7 +21,8 @@ from coproc.layout import Flat, ParamLayout
 from coproc.modes.base import ModeSettings, ModeStatus
 from coproc.modes.driver import Driver
 from coproc.pools.base import Pool
-from coproc.worker import EpochReport, WorkerReport, WorkerTask, never
+from coproc.tasks import EpochReport, WorkerReport, WorkerTask
+from coproc.worker import never
 
 
 class Lockstep(Driver):

@@ -27,7 +27,7 @@ from coproc.modes.lockstep import FromStep, Lockstep, Share, shares
 from coproc.modes.vectors import Vectors, place_of, weighted_mean
 from coproc.optim import Optimizer
 from coproc.pools.base import Pool
-from coproc.worker import WorkerReport, WorkerTask
+from coproc.tasks import WorkerReport, WorkerTask
 
 CAPABILITIES = Capabilities(
     consistencies=frozenset({"bsp"}),

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 import coproc.errors
 from coproc.errors import ConfigError, CoprocError, ServerError
+from coproc.tasks import WorkerReport, WorkerTask
 from coproc.wire import as_coproc
-from coproc.worker import WorkerReport, WorkerTask, never, run_worker
+from coproc.worker import never, run_worker
 from storage_tier.errors import TierError
 
 # A worker is one unit of parallelism: several BLAS threads in each would fight for the same cores.

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from coproc.errors import CoprocError
 from coproc.layout import Flat
 from coproc.pools.base import call_text, perform
-from coproc.worker import WorkerReport, WorkerTask, never, run_worker
+from coproc.tasks import WorkerReport, WorkerTask
+from coproc.worker import never, run_worker
 
 T = TypeVar("T")
 

@@ -31,7 +31,8 @@ from coproc.pools.base import (
     perform,
     python_path,
 )
-from coproc.worker import WorkerReport, WorkerTask, never, run_worker
+from coproc.tasks import WorkerReport, WorkerTask
+from coproc.worker import never, run_worker
 
 # A worker that was asked to stop looks at it between two steps, and twice a second where it waits.
 STOP_GRACE_S = 10.0

@@ -20,7 +20,8 @@ import numpy as np
 from coproc.errors import ServerError, Unsupported
 from coproc.layout import Flat
 from coproc.pools.base import call_text, failure_in, failure_text, perform, quiet
-from coproc.worker import WorkerReport, WorkerTask, never, run_worker
+from coproc.tasks import WorkerReport, WorkerTask
+from coproc.worker import never, run_worker
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -20,7 +20,8 @@ from unittest import mock
 from coproc.errors import DataError
 from coproc.exchange import Exchange, Pushed, open_exchange
 from coproc.pools import processes
-from coproc.worker import WorkerReport, WorkerTask, never, run_worker
+from coproc.tasks import WorkerReport, WorkerTask
+from coproc.worker import never, run_worker
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from coproc import optim
 from coproc.errors import CoprocError, DataError
 from coproc.layout import Flat
 from coproc.modes.base import Capabilities, Costs, Mode, load
+from coproc.tasks import WorkerReport
 from coproc.testing.deaths import Deaths, run_twice
 from coproc.testing.works import RULES, TIMEOUT_S, Ground, Training, Work, expected_move, moved, one_process
-from coproc.worker import WorkerReport
 
 Test = TypeVar("Test", bound=Callable[..., None])
 Choice = Callable[[Capabilities], Iterable[str]]

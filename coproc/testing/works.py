@@ -26,8 +26,9 @@ from coproc.modes.base import Mode, ModeSettings, load
 from coproc.pools.base import Pool
 from coproc.pools.inline import InlinePool
 from coproc.pools.processes import ProcessPool
+from coproc.tasks import DataSpec, WorkerReport, WorkerTask
 from coproc.testing.deaths import Deaths
-from coproc.worker import DataSpec, WorkerReport, WorkerTask, run_worker
+from coproc.worker import run_worker
 
 RunTask = Callable[..., WorkerReport]
 

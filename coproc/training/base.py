@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coproc.grads.base import GradientBackend
+from coproc.tasks import WorkerReport
 from coproc.training.config import TrainConfig
-from coproc.worker import WorkerReport
 
 Flat = NDArray[np.float32]
 

@@ -14,9 +14,9 @@ from coproc.errors import CoprocError, DataLost, Diverged, Unreachable
 from coproc.exchange import Pulled
 from coproc.modes.base import Mode, ModeStatus
 from coproc.pools.base import Pool
+from coproc.tasks import EpochReport, WorkerReport, WorkerTask
 from coproc.training.base import EpochRow, Flat, Group, Plan, Progress
 from coproc.training.groups import GroupSize
-from coproc.worker import EpochReport, WorkerReport, WorkerTask
 
 # Often enough to look alive; one small call each.
 POLL_S = 0.25

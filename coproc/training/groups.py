@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from coproc.worker import WorkerReport
+from coproc.tasks import WorkerReport
 
 # The bounds and the average are those of the paper.
 UPPER, LOWER = 0.10, 0.05

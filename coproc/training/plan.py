@@ -13,9 +13,9 @@ from coproc.grads.base import Spec
 from coproc.ingest import Destination, Ingested
 from coproc.modes.base import Capabilities, require_packages
 from coproc.shared.published import Published
+from coproc.tasks import DataSpec, WorkerTask
 from coproc.training.base import Plan
 from coproc.training.config import ROUNDS, TrainConfig
-from coproc.worker import DataSpec, WorkerTask
 
 BYTES_SCALE = 255.0
 

@@ -145,7 +145,7 @@ def test_a_contestant_is_a_file_with_this_face() -> None:
 
 
 def test_an_unknown_contestant_is_refused_with_the_names() -> None:
-    with pytest.raises(ConfigError, match=r"no contestant 'mpi'; there are ray, single, torchdist"):
+    with pytest.raises(ConfigError, match=r"no contestant 'mpi'; the contestants are ray, single, torchdist"):
         base.load("mpi")
 
 

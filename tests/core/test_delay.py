@@ -9,8 +9,9 @@ import pytest
 
 import coproc
 from coproc.shared.seats import Seat
+from coproc.tasks import WorkerTask
 from coproc.testing.formulas import exact_compensated, exact_update
-from coproc.worker import Loop, WorkerTask
+from coproc.worker import Loop
 from storage_tier.regions import file_bytes
 
 SIZE = 5003

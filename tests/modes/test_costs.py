@@ -15,9 +15,9 @@ from coproc.exchange import Spent
 from coproc.modes.base import Costs, load, names
 from coproc.modes.lockstep import joined
 from coproc.pools.inline import InlinePool
+from coproc.tasks import WorkerReport
 from coproc.testing.modes import own_rule
 from coproc.testing.works import Training, Work
-from coproc.worker import WorkerReport
 
 WORK = Work((17, 2, 9))
 

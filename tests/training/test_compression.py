@@ -20,10 +20,11 @@ from coproc.data.batches import Minibatch
 from coproc.errors import ConfigError
 from coproc.modes.base import Capabilities, ModeSettings, load
 from coproc.pools.processes import ProcessPool
+from coproc.tasks import DataSpec, WorkerTask
 from coproc.training import TrainConfig, train
 from coproc.training.plan import require_mode
 from coproc.training.resume import config_of
-from coproc.worker import DataSpec, WorkerTask, never, run_worker
+from coproc.worker import never, run_worker
 
 
 @pytest.fixture(scope="module")

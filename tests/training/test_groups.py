@@ -8,9 +8,9 @@ import pytest
 
 import coproc
 from coproc.errors import ConfigError
+from coproc.tasks import EpochReport, WorkerReport
 from coproc.training import TrainConfig, train
 from coproc.training.groups import LOWER, UPPER, GroupSize
-from coproc.worker import EpochReport, WorkerReport
 
 
 def report(steps, busy_s, worker=0, *, skips=0, duplicates=0):

@@ -16,8 +16,8 @@ import pytest
 
 import coproc
 from coproc.modes.base import ModeSettings, load
+from coproc.tasks import WorkerReport
 from coproc.training import TrainConfig, train
-from coproc.worker import WorkerReport
 
 SIZE, STEPS = 100, 6
 

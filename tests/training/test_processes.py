@@ -18,7 +18,7 @@ from coproc.exchange import ExchangeSpec
 from coproc.pools.base import failure_in, failure_text, python_path, require_slots
 from coproc.pools.inline import InlinePool
 from coproc.pools.processes import ProcessPool
-from coproc.worker import DataSpec, WorkerReport, WorkerTask
+from coproc.tasks import DataSpec, WorkerReport, WorkerTask
 from storage_tier.errors import Unreachable
 
 

@@ -13,7 +13,8 @@ from coproc.data.base import Rows
 from coproc.data.batches import Batches
 from coproc.errors import ConfigError, Diverged, LeaseExpired, PushRejected, Timeout
 from coproc.exchange import ExchangeSpec, Spent
-from coproc.worker import DataSpec, EpochReport, WorkerReport, WorkerTask, run_worker
+from coproc.tasks import DataSpec, EpochReport, WorkerReport, WorkerTask
+from coproc.worker import run_worker
 
 
 def backend():
