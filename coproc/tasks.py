@@ -65,6 +65,9 @@ class WorkerTask:
     n_send: int = 1
     """Batches whose gradients are accumulated into one push."""
 
+    prefetch: bool = False
+    """Parameters are pulled while the gradient before is computed and pushed: see `coproc.prefetch`."""
+
     trace: bool = False
     """Tell each push in the report, not only sums."""
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from coproc.data.batches import Batches, Minibatch
 from coproc.data.partition import Partition
 from coproc.errors import ConfigError, DataLost, Diverged, LeaseExpired, Timeout, Unreachable
-from coproc.exchange import Exchange, Spent, open_exchange
+from coproc.exchange import Exchange, Spent
 from coproc.grads.base import Batch
+from coproc.prefetch import join
 from coproc.tasks import EpochReport, Sample, WorkerReport, WorkerTask
 from coproc.wire import as_coproc
 from storage_tier.errors import BytesLost, PathNotFound, TierError
@@ -245,7 +246,7 @@ def run_worker(
     first_step: int | None = None
     lost_count = 0
     while True:
-        exchange = _once_there(open_exchange or _open_exchange, task, stop)
+        exchange = _once_there(open_exchange or join, task, stop)
         try:
             joined_at = exchange.next_step
             first_step = joined_at if first_step is None else first_step
@@ -313,8 +314,3 @@ def _open_backend(task: WorkerTask) -> Backend:
     from coproc import grads
 
     return grads.create(task.backend)
-
-
-def _open_exchange(task: WorkerTask) -> Exchange:
-    """Join the task's run as the task's worker."""
-    return open_exchange(task.exchange, task.worker, timeout_s=task.timeout_s)

@@ -51,6 +51,7 @@ ROWS = [
     ["coproc"],  # the public face: what a user's program has, and what the rows above may use like one
     ["coproc.exchange"],
     ["coproc.tasks"],
+    ["coproc.prefetch"],
     ["coproc.worker", "coproc.ingest", "coproc.parts"],
     ["coproc.pools"],
     ["coproc.peers"],

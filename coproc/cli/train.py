@@ -122,6 +122,10 @@ def train(
     n_fetch: Annotated[
         int | None, typer.Option(help="Batches from pull to pull (default: n-send).", rich_help_panel=_HOW)
     ] = None,
+    prefetch: Annotated[
+        bool | None,
+        typer.Option("--prefetch", help="asp: pull while a gradient is computed and pushed.", rich_help_panel=_HOW),
+    ] = None,
     group_size: Annotated[
         str | None,
         typer.Option(help="Pushes a task (default: an epoch); auto: scheduling stays small.", rich_help_panel=_HOW),
@@ -234,6 +238,7 @@ def train(
         "late": late,
         "n_send": n_send,
         "n_fetch": n_fetch,
+        "prefetch": prefetch,
         "group_size": None if group_size is None else _group_size(group_size),
         "compression": None if compression is None else _compression(compression),
         "scale": _scale(scale),

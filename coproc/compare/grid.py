@@ -251,7 +251,10 @@ def train_config(point: Point) -> TrainConfig:
         ConfigError: settings that cannot work, whatever the rows are.
     """
     work = workload(point.workload)
-    own = ("bound", "quorum", "group_size", "tau", "combine", "preset", "learning_rate", "compression", "storage_url")
+    own = (
+        *("bound", "quorum", "prefetch", "group_size", "tau", "combine", "preset", "learning_rate", "compression"),
+        "storage_url",
+    )
     given = {name: getattr(point, name) for name in own if getattr(point, name) is not None}
     plain = {"mode": "coproc", "consistency": "bsp", "n_send": 1}
     asked = {"mode": point.contestant, "consistency": point.consistency, "n_send": point.n_send}

@@ -24,8 +24,8 @@ _PARTS = {"base", "work", "course"}
 
 # Settings of a point that modes have; the others are those of any training.
 _OF_MODES = (
-    *("servers", "consistency", "bound", "quorum", "n_send", "group_size", "tau", "combine", "preset", "compression"),
-    *("storage_url", "master", "hosts", "link", "delay", "emulate_compute", "slow_host"),
+    *("servers", "consistency", "bound", "quorum", "n_send", "prefetch", "group_size", "tau", "combine", "preset"),
+    *("compression", "storage_url", "master", "hosts", "link", "delay", "emulate_compute", "slow_host"),
 )
 
 

@@ -18,8 +18,9 @@ from typing import Any
 from unittest import mock
 
 from coproc.errors import DataError
-from coproc.exchange import Exchange, Pushed, open_exchange
+from coproc.exchange import Pushed
 from coproc.pools import processes
+from coproc.prefetch import join
 from coproc.tasks import WorkerReport, WorkerTask
 from coproc.worker import never, run_worker
 
@@ -79,7 +80,7 @@ class Mortal:
     """A task's exchange, with the deaths that are to come."""
 
     def __init__(self, task: WorkerTask, deaths: Deaths, die: Callable[[], None]) -> None:
-        self._exchange: Exchange = open_exchange(task.exchange, task.worker, timeout_s=task.timeout_s)
+        self._exchange = join(task)
         self._worker = task.worker
         self._deaths = deaths
         self._die = die

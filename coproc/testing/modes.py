@@ -138,6 +138,11 @@ def pools(*names: str) -> Choice:
     return lambda able: [name for name in names if name in able.pools]
 
 
+def ahead(able: Capabilities) -> Iterable[str]:
+    """The pools on which workers of the mode can fetch ahead."""
+    return pools("inline", "processes")(able) if "asp" in able.consistencies and not able.one_host else []
+
+
 def other_pools(able: Capabilities) -> list[str]:
     """The pools with processes on which no test has a task die."""
     lives = [] if rules("bsp", "asp")(able) else ["processes"]
@@ -260,6 +265,22 @@ class ModeTests:
             assert not self.able(mode).elastic  # a gang may refuse it
         else:
             assert_moved(work, flat)
+
+    @given(pool=ahead)
+    def test_what_is_fetched_ahead_loses_nothing_and_costs_no_more(
+        self, mode: str, ground: Ground, tmp_path: Path, pool: str
+    ) -> None:
+        work = replace(CONSTANT, rows=(16, 12), consistency="asp", prefetch=True)
+        deaths = Deaths(tmp_path / "deaths", DEATHS[:2])
+        deaths.folder.mkdir()
+        assert_moved(work, self.trained(mode, ground, work, pool, deaths))
+        assert deaths.died == len(deaths.at)
+        with ground.pool(pool) as there, type(self).training(mode, ground, work) as training:
+            flat = training.run(there)
+            costs = training.mode.costs()
+        expected = FORMULAS[mode](work, flat.nbytes)
+        assert costs.worker_out_bytes == expected.worker_out_bytes
+        assert costs.worker_in_bytes <= expected.worker_in_bytes  # less where nothing new is nothing to send
 
     @given(pool=pools("inline"))
     def test_one_worker_that_fails_ends_all(self, mode: str, ground: Ground, tmp_path: Path, pool: str) -> None:

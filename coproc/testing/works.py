@@ -97,6 +97,8 @@ class Work:
 
     consistency: str = "bsp"
 
+    prefetch: bool = False
+
     constant: bool = False
     """The gradient of each worker is a constant: see `moved`."""
 
@@ -256,6 +258,7 @@ class Training:
                 end_step=work.epochs * pushes,
                 n_fetch=work.n_send,
                 n_send=work.n_send,
+                prefetch=work.prefetch,
                 leave_after_task=isinstance(work.rule, Ssp),
                 timeout_s=TIMEOUT_S,
             )

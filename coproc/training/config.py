@@ -73,6 +73,7 @@ MODES_OF: Mapping[str, tuple[str, ...]] = {
     "storage_url": ("storage",),
     "driver_host": ("http",),
     "parts": ("coproc",),
+    "prefetch": ("coproc", "http"),
     # The others descend onto the parameters that they have, whatever a gradient was computed on.
     "delay_compensation": ("coproc",),
 }
@@ -149,6 +150,10 @@ class TrainConfig:
 
     n_fetch: int | None = None
     """Batches from one pull to the next; None: as many as `n_send`."""
+
+    prefetch: bool | None = None
+    """asp, on servers of other hosts: the next parameters come while a gradient is computed and pushed, and are one
+    push older for it; `coproc.prefetch`."""
 
     group_size: int | Literal["auto"] | None = None
     """Pushes a task before it ends and another continues; None: an epoch, so that tasks are few. auto: so many that
@@ -376,6 +381,11 @@ class TrainConfig:
         if self.parts and (self.consistency == "quorum" or self.shards is not None):
             raise ConfigError(
                 "--parts goes with one part a server, without --shards, and not with --consistency quorum"
+            )
+        if self.prefetch and (self.consistency != "asp" or self.batches_per_fetch != self.n_send):
+            raise ConfigError(
+                "--prefetch goes with --consistency asp and as many --n-fetch as --n-send: it pulls once a push, and "
+                "waits for nobody"
             )
         if self.delay_compensation is not None and self.consistency == "bsp":
             raise ConfigError("--delay-compensation goes with --consistency quorum, ssp or asp: bsp has no delays")

@@ -214,6 +214,7 @@ def tasks_of_group(
                 end_step=config.epochs * pushes,
                 n_fetch=config.batches_per_fetch,
                 n_send=config.n_send,
+                prefetch=bool(config.prefetch),
                 trace=trace,
                 leave_after_task=leave_after_task,
             )

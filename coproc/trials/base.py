@@ -32,6 +32,8 @@ class Point:
 
     n_send: int = 1
 
+    prefetch: bool | None = None
+
     group_size: int | Literal["auto"] | None = None
 
     tau: int | None = None

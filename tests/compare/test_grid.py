@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from coproc import modes
 from coproc.compare.grid import changed, check, default_grid, plain_consistency, read_grid, slots, train_config
 from coproc.errors import ConfigError
 from coproc.modes.base import names
@@ -195,7 +194,7 @@ def test_what_is_not_installed_is_skipped_with_the_install_line(monkeypatch):
     def find_spec(name):
         return None if name in ("uvicorn", "torch") else object()
 
-    monkeypatch.setattr(modes.base.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr("importlib.util.find_spec", find_spec)
     points = [digits("http"), digits("torchdist"), digits("coproc")]
     found = check(points, NOWHERE)
     assert found.impossible == ()
