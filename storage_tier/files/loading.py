@@ -111,7 +111,9 @@ class Loader:
     def ensure(self, path: str, version: int | None, timeout_s: float, remember: bool = True) -> Located:
         """As `Files.ensure_local`."""
         deadline_s = time.monotonic() + timeout_s
-        for _ in range(TRIES):
+        tries, before = 0, None
+        while tries < TRIES and (not tries or time.monotonic() < deadline_s):
+            tries += 1
             try:
                 entry = self._catalog.namespace.stat(path)
             except PathNotFound:
@@ -120,6 +122,9 @@ class Loader:
                     return located
                 continue
             check_file(entry, version)
+            if entry.version != before:
+                # Others write there, and only the time is short; what is brought in vain has no room.
+                tries, before = 1, entry.version
             located = self._located(entry, remember, others=False)
             if located.file is not None or entry.block_id is None:
                 return located
@@ -130,8 +135,8 @@ class Loader:
                 if version is not None:
                     raise
         raise DeadlineExceeded(
-            f"{path} was replaced or evicted {TRIES} times while it was brought here: the memory is too small for all "
-            "that is read at once, or it is written too often"
+            f"{path} was replaced or evicted again and again while it was brought here: the memory is too small for "
+            "all that is read at once, or it is written too often"
         )
 
     def ensure_entry(self, entry: Entry, timeout_s: float) -> LocalBlock | None:

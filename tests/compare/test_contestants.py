@@ -263,6 +263,7 @@ for work in json.loads(sys.argv[1]):
     told = rank.train()
     if told is not None:
         print(json.dumps([told, flat_of(rank._network).tolist()]))
+    del rank  # a network that outlives its group may abort the process at its end
 dist.destroy_process_group()
 """
 

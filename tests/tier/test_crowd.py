@@ -107,10 +107,15 @@ def test_a_hundred_clients_keep_one_namespace(serve: Callable[..., object]) -> N
             for number in range(PROCESSES)
         ]
         done: Counter[str] = Counter()
-        for process in started:
-            said, wrong = json.loads(process.communicate(timeout=100)[0])
+        try:
+            said = [json.loads(process.communicate(timeout=100)[0]) for process in started]
+        finally:
+            for process in started:
+                process.kill()
+                process.communicate()
+        for counted, wrong in said:
             assert wrong == []
-            done.update(said)
+            done.update(counted)
         with tier.open("/shared/counter") as file:
             assert int(bytes(file.data)) == done["raise"] > 0
         assert len(tier.list("/shared/names")) == done["name"] > 0
