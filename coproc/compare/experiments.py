@@ -63,10 +63,13 @@ def _speedup() -> tuple[Point, ...]:
 
 def _convergence() -> tuple[Point, ...]:
     work: Settings = {"epochs": 4, "schedule": "linear", "target_accuracy": 0.975}
-    # "bsp" is what coproc is anyway.
-    presets = [Point("coproc", preset=name, **work) for name in PRESETS if name != "bsp"]
+    # "bsp" is what coproc is anyway, and what has a mode of its own is among them.
+    presets = [
+        Point("coproc", preset=name, **work) for name in PRESETS if name != "bsp" and "mode" not in PRESETS[name]
+    ]
     architectures = [Point(name, consistency=plain_consistency(name), **work) for name in modes.names()]
-    return (*architectures, *presets, *(Point(name, **work) for name in contestants.names()))
+    asynchronous = Point("coproc", consistency="asp", **work)
+    return (*architectures, asynchronous, *presets, *(Point(name, **work) for name in contestants.names()))
 
 
 def _partitions() -> tuple[Point, ...]:

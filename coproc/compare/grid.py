@@ -30,7 +30,7 @@ from coproc.hosts.trial import require as require_hosts
 from coproc.modes import base as modes
 from coproc.pools.base import require_slots
 from coproc.pools.inline import InlinePool
-from coproc.training.config import TrainConfig
+from coproc.training.config import PRESETS, TrainConfig
 from coproc.training.plan import require_memory, require_mode, waits_for_all
 from coproc.trials.base import Point, labels
 from coproc.trials.workloads import require_rows, workload
@@ -256,8 +256,11 @@ def train_config(point: Point) -> TrainConfig:
         "storage_url",
     )
     given = {name: getattr(point, name) for name in own if getattr(point, name) is not None}
-    plain = {"mode": "coproc", "consistency": "bsp", "n_send": 1}
-    asked = {"mode": point.contestant, "consistency": point.consistency, "n_send": point.n_send}
+    mode = PRESETS.get(point.preset or "", {}).get("mode", point.contestant)
+    if mode != point.contestant:
+        raise ConfigError(f"the preset {point.preset!r} is another architecture: give contestant = {mode!r}")
+    plain = {"consistency": "bsp", "n_send": 1}
+    asked = {"consistency": point.consistency, "n_send": point.n_send}
     # What a preset sets is left to it, unless the point says something else than points do by default.
     given |= {name: value for name, value in asked.items() if point.preset is None or value != plain[name]}
     # On emulated hosts each worker is a process of its own.
@@ -271,6 +274,7 @@ def train_config(point: Point) -> TrainConfig:
         **{name: getattr(point, name) for name in ("epochs", "batch_size", "workers", "servers", "optimizer")},
         **{name: getattr(point, name) for name in ("schedule", "seed")},
         pool=pool,
+        mode=mode,
         **given,
     )
 

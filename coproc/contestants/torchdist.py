@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import importlib
 import os
 import time
@@ -117,6 +118,7 @@ def rank(work: str) -> dict[str, Any] | None:
         job.fail(error)  # of a barrier job Spark tells only that it failed
         raise
     finally:
+        gc.collect()  # a network, which is in cycles, that outlives its group may abort the process at its end
         dist.destroy_process_group()
 
 

@@ -87,11 +87,13 @@ def require_slots(pool: Pool, workers_count: int, otherwise: str = "--consistenc
     Raises:
         ConfigError: more workers than slots, with both numbers.
     """
-    if pool.slots is not None and workers_count > pool.slots:
+    slots = pool.slots
+    if slots is not None and workers_count > slots:
+        fewer = f"--workers {slots}, more slots," if slots else "executors, of which none has registered yet,"
         raise ConfigError(
             f"synchronous training needs all {workers_count} workers to run at once, and the pool "
-            f"{pool.name!r} has {pool.slots} slot{'s' if pool.slots != 1 else ''}: they would wait for each "
-            f"other for ever. Use --workers {pool.slots}, more slots, or {otherwise}"
+            f"{pool.name!r} has {slots} slot{'s' if slots != 1 else ''}: they would wait for each "
+            f"other for ever. Use {fewer} or {otherwise}"
         )
 
 

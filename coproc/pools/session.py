@@ -171,6 +171,9 @@ class LocalSpark:
             "spark.sql.warehouse.dir": str(self._dir / "warehouse"),
             "spark.ui.enabled": "false",
             "spark.ui.showConsoleProgress": "false",
+            # Executors that are processes register one by one: begin when all have.
+            "spark.scheduler.minRegisteredResourcesRatio": "1.0",
+            "spark.scheduler.maxRegisteredResourcesWaitingTime": "60s",
         }
         with quiet():
             from pyspark.sql import SparkSession

@@ -251,7 +251,7 @@ def test_single_says_that_it_diverged() -> None:
 # ---- torchdist
 
 RANKS = """
-import json, sys
+import gc, json, sys
 from datetime import timedelta
 import torch, torch.distributed as dist
 from coproc.contestants.torchdist import Rank, flat_of
@@ -263,7 +263,8 @@ for work in json.loads(sys.argv[1]):
     told = rank.train()
     if told is not None:
         print(json.dumps([told, flat_of(rank._network).tolist()]))
-    del rank  # a network that outlives its group may abort the process at its end
+    del rank
+gc.collect()
 dist.destroy_process_group()
 """
 

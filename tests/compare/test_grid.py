@@ -151,6 +151,7 @@ def test_what_can_be_run_is_not_refused():
         (digits("ftp"), "no contestant 'ftp'; the contestants are allreduce, broadcast, coproc"),
         (digits(workload="imagenet"), "no workload 'imagenet'; the workloads are"),
         (digits(preset="sandblaster"), "--preset must be one of"),
+        (digits(preset="hogwild"), "the preset 'hogwild' is another architecture: give contestant = 'hogwild'"),
         (digits(servers=0), "servers must be at least 1, not 0"),
         (digits(workers=0), "workers must be at least 1, not 0"),
         (digits(epochs=0), "epochs must be at least 1, not 0"),
@@ -227,7 +228,7 @@ def test_settings_of_a_point_are_those_of_the_training():
 def test_a_preset_sets_what_a_point_does_not():
     config = train_config(digits(preset="downpour"))
     assert (config.consistency, config.n_send) == ("asp", 5)
-    assert train_config(digits(preset="hogwild")).mode == "hogwild"
+    assert train_config(digits("hogwild", preset="hogwild")).mode == "hogwild"
     assert train_config(digits("http", preset="downpour")).mode == "http"
     config = train_config(digits(preset="downpour", n_send=3, consistency="ssp"))
     assert (config.consistency, config.n_send) == ("ssp", 3)
