@@ -147,6 +147,10 @@ def precision_figures(trials: Sequence[Trial]) -> list[Figure]:
         bars_panel(entries, BYTES, "Bytes a step", Axis("in and out of each worker", words=words.size)),
         bars_panel(entries, "steps_per_s", "Speed", Axis("steps/s")),
     ]
+    linked = [entry for entry in entries if entry.median(LINK) is not None]
+    if linked:
+        axis = Axis("in and out of the busiest host", words=words.size)
+        panels.insert(1, bars_panel(linked, LINK, "Bytes a step between hosts", axis))
     told = [Series(entry.name, entry.look, losses(entry), shape=entry.shape) for entry in entries]
     lines = tuple(line for line in told if line.marks)
     if lines:
@@ -164,9 +168,11 @@ def precision_reading(trials: Sequence[Trial]) -> list[str]:
         plain = the(entries, contestant=entry.point.contestant, compression=None, hosts=entry.point.hosts)
         if entry.point.compression is None or plain is None:
             continue
-        share, faster = entry.ratio(BYTES, plain), entry.ratio("steps_per_s", plain)
+        on_link, by_worker = entry.ratio(LINK, plain), entry.ratio(BYTES, plain)
+        share, where = (by_worker, "") if on_link is None else (on_link, " on the busiest link")
+        faster = entry.ratio("steps_per_s", plain)
         before, after = plain.median("final_loss"), entry.median("final_loss")
-        parts = [f"{words.percent(share)} of the bytes"] if share is not None else []
+        parts = [f"{words.percent(share)} of the bytes{where}"] if share is not None else []
         parts += [f"{words.times(faster)} the speed"] if faster is not None else []
         if before is not None and after is not None:
             parts.append(f"a loss of {words.number(after)} instead of {words.number(before)}")

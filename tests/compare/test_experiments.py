@@ -169,8 +169,8 @@ def test_tau_tells_what_it_saves_and_costs():
 
 
 def test_precision_is_against_float32_of_the_same_contestant():
-    def made(contestant, compression, size, speed, loss):
-        metrics = {"worker_bytes_per_step": size, "steps_per_s": speed, "final_loss": loss}
+    def made(contestant, compression, size, speed, loss, **on_link):
+        metrics = {"worker_bytes_per_step": size, "steps_per_s": speed, "final_loss": loss, **on_link}
         return trial(contestant, metrics=metrics, compression=compression)
 
     trials = [
@@ -180,6 +180,12 @@ def test_precision_is_against_float32_of_the_same_contestant():
     ]
     told = said(learning.precision_reading(trials), "coproc with int8")
     assert "25 % of the bytes, 1.2\N{MULTIPLICATION SIGN} the speed and a loss of 0.11 instead of 0.1" in told
+    # Between hosts, where a worker beside a server sends nothing of what it gives.
+    between = [
+        made("coproc", None, 100.0, 1.0, 0.1, link_bytes_per_step=60.0),
+        made("coproc", "bf16", 75.0, 2.0, 0.1, link_bytes_per_step=30.0),
+    ]
+    assert "50 % of the bytes on the busiest link" in said(learning.precision_reading(between), "coproc with bf16")
 
 
 def test_convergence_begins_with_who_is_first_at_the_target():
