@@ -1,9 +1,10 @@
 """Parameters that come while the last gradient is computed and pushed: for asynchronous training over slow links.
 
 In Downpour (Dean et al., "Large Scale Distributed Deep Networks", NIPS 2012) fetches and pushes have threads of their
-own. Here two attempts of one worker share its task: one pulls in a thread, the other one
-pushes, and only what it pushes counts steps. The price is age: parameters were asked for before the worker's own last
-push, so they may lack that one too. Between processes of one host a pull moves nothing, and there is nothing to win.
+own. Here two attempts of one worker share its task: one pulls in a thread, the other one pushes, and only a push
+counts. The price is age: parameters were asked for before the worker's own last push, so they may lack that one
+too; and since who pushes has not read them, servers count no staleness. Between processes of one host a pull moves
+nothing, and there is nothing to win.
 """
 
 from __future__ import annotations
@@ -26,12 +27,11 @@ def join(task: WorkerTask) -> Exchange:
     if not task.prefetch:
         return exchange
     try:
-        return Prefetched(
-            exchange, open_exchange(task.exchange, task.worker, timeout_s=task.timeout_s), task.until_step
-        )
+        pulling = open_exchange(task.exchange, task.worker, timeout_s=task.timeout_s)
     except BaseException:
         exchange.abort()
         raise
+    return Prefetched(exchange, pulling, task.until_step)
 
 
 class Prefetched:

@@ -174,12 +174,14 @@ class Connection:
     def push(
         self, worker: int, step: int, examples: int, loss: float, read: int, gradient: Flat | None, timeout_s: float
     ) -> Mapping[str, Any]:
-        """Commit a gradient (P,) computed at version `read`, or a step without one.
+        """Commit a gradient (P,) computed at version `read` (-1: unknown here), or a step without one.
 
         Returns:
             duplicate: another attempt's was first; next_step: to push next; version: the newest.
         """
-        query: dict[str, Any] = {"worker": worker, "step": step, "read": read}
+        query: dict[str, Any] = {"worker": worker, "step": step}
+        if read >= 0:
+            query["read"] = read
         query["examples"] = examples if gradient is not None else 0
         if not math.isnan(loss):
             query["loss"] = repr(loss)

@@ -3,7 +3,7 @@
     POST /join?worker=N                                     the step to push next
     GET  /model[?worker=N&timeout_s=S]                      float32, little-endian, its version as ETag; for a worker
                                                             it waits for the round that its last step is in
-    POST /update?worker=N&step=S&examples=E&loss=L&read=V   float32 likewise, computed at version V; E = 0, no body: a
+    POST /update?worker=N&step=S&examples=E&loss=L[&read=V] float32 likewise, computed at version V; E = 0, no body: a
                                                             step without one
     POST /leave?worker=N
     POST /rate?learning_rate=R
@@ -125,7 +125,8 @@ class ParameterServer:
     async def _update(self, request: Request) -> Response:
         rounds = self._rounds
         worker, step, examples = (_whole(request, name) for name in ("worker", "step", "examples"))
-        loss, read = _number(request, "loss", math.nan), _whole(request, "read")
+        loss = _number(request, "loss", math.nan)
+        read = _whole(request, "read") if "read" in request.query_params else None
         gradient = await self._received(request) if examples else None
         given = Given(worker, examples, loss, gradient)
         try:
@@ -193,10 +194,10 @@ class ParameterServer:
         self._counts["bytes_in"] += at
         return gradient
 
-    def _count(self, given: Given, read: int) -> None:
+    def _count(self, given: Given, read: int | None) -> None:
         if not given.examples:
             return
-        counts, staleness = self._counts, max(0, self._version - read)
+        counts, staleness = self._counts, 0 if read is None else max(0, self._version - read)
         counts["pushes_count"] += 1
         counts["examples_count"] += given.examples
         counts["staleness_sum"] += staleness

@@ -166,11 +166,10 @@ class HttpExchange:
         self._push(step, 0, float("nan"), None, timeout_s)
 
     def _push(self, step: int, examples: int, loss: float, gradient: Flat | None, timeout_s: float) -> Taken:
-        read = max(0, self._held)
-        answer = self._connection.push(self._worker, step, examples, loss, read, gradient, timeout_s)
+        answer = self._connection.push(self._worker, step, examples, loss, self._held, gradient, timeout_s)
         self.spent.went(0 if gradient is None else gradient.nbytes)
         self.next_step, self.version = answer["next_step"], answer["version"]
-        return Taken(step, read, answer["duplicate"])
+        return Taken(step, self._held, answer["duplicate"])
 
     def leave(self) -> None:
         self._connection.leave(self._worker)

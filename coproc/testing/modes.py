@@ -277,7 +277,9 @@ class ModeTests:
         assert deaths.died == len(deaths.at)
         with ground.pool(pool) as there, type(self).training(mode, ground, work) as training:
             flat = training.run(there)
-            costs = training.mode.costs()
+            costs, status = training.mode.costs(), training.mode.status()
+        assert status is not None
+        assert (status.staleness_max, status.examples_count) == (0, sum(work.rows) * work.epochs)
         expected = FORMULAS[mode](work, flat.nbytes)
         assert costs.worker_out_bytes == expected.worker_out_bytes
         assert costs.worker_in_bytes <= expected.worker_in_bytes  # less where nothing new is nothing to send

@@ -387,6 +387,10 @@ class TrainConfig:
                 "--prefetch goes with --consistency asp and as many --n-fetch as --n-send: it pulls once a push, and "
                 "waits for nobody"
             )
+        if self.prefetch and self.delay_compensation is not None:
+            raise ConfigError(
+                "--delay-compensation does not go with --prefetch: who pushes has not read the parameters"
+            )
         if self.delay_compensation is not None and self.consistency == "bsp":
             raise ConfigError("--delay-compensation goes with --consistency quorum, ssp or asp: bsp has no delays")
 

@@ -160,6 +160,7 @@ def test_a_worker_that_cannot_join_twice_has_not_joined(monkeypatch, events):
         ({"consistency": "ssp"}, "--prefetch goes with --consistency asp"),
         ({"consistency": "asp", "n_fetch": 4}, "as many --n-fetch as --n-send"),
         ({"mode": "hogwild", "consistency": "asp"}, "--prefetch goes with --mode coproc or http"),
+        ({"consistency": "asp", "delay_compensation": 0.1}, "--delay-compensation does not go with --prefetch"),
     ],
 )
 def test_what_cannot_be_fetched_ahead_is_refused(given, said):
