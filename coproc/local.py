@@ -42,6 +42,7 @@ class Descent:
         whole: slice | None = None,
         threads: int | None = None,
         rows: tuple[Row, ...] = (),
+        begin: float = 0.0,
     ) -> None:
         """Copies `params`; the optimizer's state begins at 0.
 
@@ -50,6 +51,7 @@ class Descent:
             params: float32 (n,), all of it, or what lies at `whole` of it.
             threads: that share an update; None: one a core. What comes out is the same.
             rows: memory of the caller to descend in, parameters and state as they are there; `params` is the first.
+            begin: of one thread, the share of the vector that it leaves for the end of an update.
 
         Raises:
             ConfigError: the optimizer goes by norms over all of the model, and this is a slice.
@@ -79,6 +81,9 @@ class Descent:
         line = optim.LINE_FLOATS
         bounds = [size * n // count // line * line for n in range(count)] + [size]
         self._cuts = [slice(lo, hi) for lo, hi in pairwise(bounds)]
+        first = int(size * begin) // line * line
+        if count == 1 and first:
+            self._cuts = [slice(first, size), slice(0, first)]
         self._scratches = [np.empty(optim.SCRATCH_FLOATS, np.float32) for _ in self._cuts]
         self._threads = ThreadPoolExecutor(count - 1, "descent") if count > 1 else None
         self._tensors = [(slice(lo, hi), len(shape) == 1) for _, lo, hi, shape in layout.ranges()]
@@ -152,7 +157,7 @@ class Descent:
     def _in_parts(self, do: Callable[[slice, Row], T]) -> list[T]:
         parts = list(zip(self._cuts, self._scratches, strict=True))
         if self._threads is None:
-            return [do(*parts[0])]
+            return [do(*part) for part in parts]
         others = [self._threads.submit(do, *part) for part in parts[1:]]
         return [do(*parts[0]), *(other.result() for other in others)]
 

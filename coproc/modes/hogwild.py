@@ -49,6 +49,8 @@ CAPABILITIES = Capabilities(
 
 # How often an attempt looks whether the one before it is over.
 _LOOK_S = 0.02
+# Multiples of it lie apart, modulo 1, however many there are.
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 class HogwildMode(Driver):
@@ -142,8 +144,10 @@ class HogwildExchange:
         self._shared = shared
         self._worker = worker
         self._held = False
-        # A worker is one unit of parallelism.
-        self._descent = Descent(optimizer, layout, shared.rows[0], threads=1, rows=shared.rows)
+        # A worker is one unit of parallelism. Two that sweep the same places at the same time take each other's cache
+        # lines away, take several times as long for it, and so meet again: each begins somewhere else.
+        begin = worker * _GOLDEN % 1
+        self._descent = Descent(optimizer, layout, shared.rows[0], threads=1, rows=shared.rows, begin=begin)
         self._params = shared.rows[0].view()
         self._params.flags.writeable = False
         self._gradient = np.empty(layout.size, np.float32)

@@ -73,6 +73,21 @@ def test_threads_change_nothing(threads):
             assert descent.params.tobytes() == alone.params.tobytes()
 
 
+@pytest.mark.parametrize("begin", [1e-9, 0.25, 0.618, 0.999])
+def test_where_a_thread_begins_changes_nothing(begin):
+    size = 10_003
+    layout = ParamLayout.of({"w": (size,)})
+    gradients = [np.random.default_rng(n).standard_normal(size).astype(np.float32) for n in range(3)]
+    with (
+        Descent(optim.Adam(0.1), layout, gradients[0], threads=1, begin=begin) as late,
+        Descent(optim.Adam(0.1), layout, gradients[0], threads=1) as plain,
+    ):
+        for descent in (late, plain):
+            for _ in range(2):
+                descent.step(gradients, [1] * 3)
+        assert late.params.tobytes() == plain.params.tobytes()
+
+
 def test_slices_are_the_whole():
     bounds = [0, 100_003, 220_000, LAYOUT.size]
     with Descent(optim.Momentum(0.1), LAYOUT, start()) as whole:
