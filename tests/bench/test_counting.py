@@ -30,7 +30,7 @@ def test_a_limit_is_kept_by_the_median():
 
 def test_a_page_of_a_file_is_counted_once():
     """Mapped by the process and in the directory, whether the file had its name when it was mapped or got it later."""
-    size = 32 << 20
+    size = 96 << 20  # much beside what else this process may take or give back meanwhile
     directory = Path(f"/dev/shm/coproc-test-{os.getpid()}-counting")
     directory.mkdir()
     regions = []
@@ -46,8 +46,8 @@ def test_a_page_of_a_file_is_counted_once():
             region.close()
         shutil.rmtree(directory)
     # The second has no name yet, and is the process's; then it has one, and is the directory's.
-    assert alone == pytest.approx(2 * size, rel=0.1)
-    assert both == pytest.approx(2 * size, rel=0.1)
+    assert alone == pytest.approx(2 * size, abs=size / 2)
+    assert both == pytest.approx(2 * size, abs=size / 2)
 
 
 def test_processor_time_is_that_of_all_threads():
