@@ -10,12 +10,11 @@ nothing, and there is nothing to win.
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
-from coproc.errors import CoprocError, Timeout
+from coproc.errors import Timeout
 from coproc.exchange import Exchange, Pulled, Pushed, Spent, Version, open_exchange
 from coproc.layout import Flat
 from coproc.tasks import WorkerTask
@@ -113,8 +112,5 @@ class Prefetched:
         self._pushing.abort()
 
     def _settle(self) -> None:
-        coming, self._coming = self._coming, None
-        if coming is not None:
-            with suppress(CoprocError):  # nobody waits for it any more
-                coming.result()
+        self._coming = None  # whatever becomes of it, nobody asks for it any more
         self._thread.shutdown()

@@ -34,7 +34,10 @@ KNOWN = ("coproc", "broadcast", "allreduce", "http", "storage", "localsgd", "tor
 COLOURS_COUNT = 12
 
 # What a contestant is, and what its work is: the fields of a point that make names, and those that make contests.
-_OWN = ("preset", "consistency", "bound", "quorum", "n_send", "group_size", "tau", "combine", "compression")
+_OWN = (
+    *("preset", "consistency", "bound", "quorum", "n_send", "prefetch", "group_size", "tau", "combine"),
+    "compression",
+)
 _OWN_TOO = ("storage_url", "servers", "pool")
 _NAMES = {*_OWN, *_OWN_TOO, "contestant", "label"}
 WORK = tuple(field.name for field in fields(Point) if field.name not in _NAMES)
@@ -241,6 +244,7 @@ def field_words(name: str, value: Any) -> str:
         "consistency": str,
         "compression": str,
         "combine": lambda v: f"combine {v}",
+        "prefetch": lambda v: "fetched ahead",
         "workers": lambda v: count(v, "worker"),
         "servers": lambda v: count(v, "server"),
         "hosts": lambda v: count(v, "host"),

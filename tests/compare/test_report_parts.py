@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from coproc.report import words
 from coproc.report.axes import Axis, scale
 from coproc.report.bars import Bar, Bars, Stack, Stacks
-from coproc.report.contest import looks_of, names_of
+from coproc.report.contest import WORK, looks_of, names_of
 from coproc.report.curves import Lines, Mark, Series
 from coproc.report.drawing import NARROW, WIDE, apart
 from coproc.report.marks import Markup, el, path
@@ -160,6 +160,10 @@ def test_names_say_what_is_the_contestants_own_and_only_where_it_differs():
     names = names_of([*points, Point("http", workers=2)])
     assert [names[point] for point in points] == ["coproc, group of 1", "coproc, a group an epoch", "http", "mine"]
     assert names_of([Point("coproc", tau=5), Point("localsgd", tau=5)])[Point("localsgd", tau=5)] == "localsgd"
+    # How a contestant does the work is no other work.
+    ahead = Point("coproc", prefetch=True)
+    assert names_of([Point("coproc"), ahead])[ahead] == "coproc, fetched ahead"
+    assert "prefetch" not in WORK
 
 
 def test_known_contestants_keep_their_colours_and_many_others_differ_in_shape():

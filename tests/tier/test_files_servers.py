@@ -8,12 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from storage_tier.errors import BytesLost, Fenced, InvalidRequest, OutOfMemory, PathNotFound, Unreachable
+from storage_tier.errors import (
+    BytesLost,
+    DeadlineExceeded,
+    Fenced,
+    InvalidRequest,
+    OutOfMemory,
+    PathNotFound,
+    Unreachable,
+)
 from storage_tier.files import CommitOptions, Files, FilesOptions
+from storage_tier.files.loading import TRIES
 from storage_tier.files.passing import Passing
 
 from . import files_servers
-from .files_servers import STILL, Cluster, block_files, eventually, put, read
+from .files_servers import LONG_S, STILL, Cluster, block_files, eventually, put, read
 
 cluster = files_servers.cluster
 files = files_servers.files
@@ -372,3 +381,25 @@ def test_exclusive_creates_through_several_servers_have_one_winner(either: Clust
         thread.join()
     assert sorted(won) == list(range(10))
     assert sum(len(block_files(files)) for files in servers) == 10
+
+
+def test_a_file_that_is_replaced_all_the_time_is_read_in_the_end(cluster: Cluster) -> None:
+    one, two = cluster.start("one"), cluster.start("two")
+    put(one, "/a", b"0")
+    left = iter(range(3 * TRIES))
+
+    def replace() -> None:
+        number = next(left, None)
+        if number is not None:
+            put(one, "/a", b"%d" % (number + 1))
+
+    cluster.network.before_fetch = replace
+    assert two.ensure_local("/a", timeout_s=LONG_S).entry.version == 3 * TRIES + 1
+
+
+def test_a_file_that_is_replaced_all_the_time_costs_no_more_than_the_time_given(cluster: Cluster) -> None:
+    one, two = cluster.start("one"), cluster.start("two")
+    put(one, "/a", b"0")
+    cluster.network.before_fetch = lambda: put(one, "/a", b"new")
+    with pytest.raises(DeadlineExceeded, match="replaced or evicted again and again"):
+        two.ensure_local("/a", timeout_s=0.2)
